@@ -1,0 +1,31 @@
+"""Meta AuXiliary Learning (MAXL) for any PyTorch classifier: a second network invents finer labels that help yours.
+
+>>> import torch
+>>> from maxl_l2l import MAXL
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+>>> maxl = MAXL(model, psi=[5, 5])
+>>> optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+>>> generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.01)
+>>> result = maxl.step(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer, generator_optimizer)
+"""
+
+from .algorithm import AuxiliaryLabelGenerator
+from .errors import NonFiniteError
+from .hierarchy import Hierarchy
+from .hypergradient import StepResult
+from .losses import entropy_loss, focal_loss, masked_softmax
+from .maxl import MAXL
+from .networks import LabelGenerator, MultiTaskNetwork
+
+__all__ = [
+    "MAXL",
+    "AuxiliaryLabelGenerator",
+    "Hierarchy",
+    "LabelGenerator",
+    "MultiTaskNetwork",
+    "NonFiniteError",
+    "StepResult",
+    "entropy_loss",
+    "focal_loss",
+    "masked_softmax",
+]

@@ -1,0 +1,388 @@
+"""The algorithm in learn2learn's dialect: wrap a model, take one update, or clone and adapt; no loop, no logging."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .checks import check_batch, check_choice, check_generator, check_optimizer, check_rows, refuse
+from .cloning import connected_clone, replace_parameters
+from .hypergradient import (
+    METHODS,
+    Batch,
+    Bilevel,
+    Objective,
+    StepResult,
+    add_hypergradient,
+    buffer_copies,
+    fused_step,
+    virtual_pass,
+)
+from .inner_step import InnerStep
+from .losses import at_least_float32
+from .networks import MultiTaskNetwork, multi_task_network
+
+Learner = TypeVar("Learner", bound="AuxiliaryLabelGenerator")
+
+
+class Loss(Protocol):
+    """A loss of outputs against labels or targets: a value a sample or a scalar, smaller is better."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor: ...
+
+
+class AuxiliaryLabelGenerator(nn.Module):
+    """Trains a model with the help of an auxiliary task whose targets a second network invents.
+
+    The general form of Meta AuXiliary Learning (Liu et al. 2019): any model, any generator of targets, any losses.
+    :class:`MAXL` is the paper's instance. The interface is that of ``learn2learn.algorithms.MAML``.
+
+    Two ways to train: :meth:`step` is one fused iteration of model and generator by the exact hypergradient; or
+    :meth:`clone`, :meth:`adapt` and :meth:`meta_loss` spell the inner loop out, for any number of steps.
+
+    Args:
+        model: The user's model; held, not copied, and left as it is.
+        generator: A module from ``(x, y)`` to targets, of the kind that auxiliary_loss takes; no part of model.
+        num_outputs: Outputs of the auxiliary head.
+        lr: Learning rate of :meth:`adapt`, and of the inner step where no optimizer is given.
+        first_order: Whether :meth:`adapt` drops second derivatives. It cuts the path from the primary loss to the
+            generator, so a warning is given; :meth:`step` is exact without them.
+        allow_unused: Whether :meth:`adapt` accepts a loss that does not use all of the model's parameters; allow_nograd
+            if None. The auxiliary head may always go unused.
+        allow_nograd: Whether :meth:`adapt` accepts frozen parameters in the model.
+        head: Name of the model's own head. If None: the layer with num_primary outputs, or the last linear layer or
+            convolution if num_primary is None too.
+        num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
+        num_primary: Outputs of the model's head, to find it by or to add it with; needed with num_features.
+        primary_loss: ``(outputs, y) -> value``, a value a sample or a scalar; cross-entropy if None.
+        auxiliary_loss: ``(auxiliary outputs, targets) -> value``, likewise, twice differentiable in the outputs;
+            cross-entropy if None.
+        regularizer: ``targets -> scalar`` that joins the meta loss; none if None.
+
+    Raises:
+        TypeError: model or generator is not a module.
+        ValueError: No head is found, or generator shares parameters with model.
+
+    Example:
+        >>> class Generator(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.body = nn.Linear(8, 3)
+        ...     def forward(self, x, y):
+        ...         return self.body(x)
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+        >>> learner = AuxiliaryLabelGenerator(model, Generator(), 3, primary_loss=F.mse_loss, auxiliary_loss=F.mse_loss)
+        >>> learner.loss(torch.randn(4, 8), torch.randn(4, 1)).shape
+        torch.Size([])
+    """
+
+    network: MultiTaskNetwork
+    generator: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        generator: nn.Module,
+        num_outputs: int,
+        lr: float = 0.01,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = False,
+        *,
+        head: str | None = None,
+        num_features: int | None = None,
+        num_primary: int | None = None,
+        primary_loss: Loss | None = None,
+        auxiliary_loss: Loss | None = None,
+        regularizer: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_outputs < 1:
+            raise ValueError(f"`num_outputs` must be at least 1, found {num_outputs}. Count the auxiliary outputs.")
+        self.network = multi_task_network(model, num_primary, num_outputs, head, num_features)
+        self.generator = generator
+        check_generator(generator, model)
+        self.objective = Objective(
+            _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
+        )
+        self.lr = lr
+        self.first_order = first_order
+        self.allow_nograd = allow_nograd
+        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
+        if first_order:
+            _warn_first_order()
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's model itself, not a copy."""
+        return self.network.module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the model's own output, untouched; primary logits ``[N, C]`` for a headless backbone."""
+        return self.network.predict(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Looks unknown attributes up on the model, as learn2learn's wrappers do."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            network = self.__dict__.get("_modules", {}).get("network")
+            # Protocols such as copying and pickling must see this object, not the model.
+            if network is None or name.startswith("__"):
+                raise
+            return getattr(network.module, name)
+
+    def loss(
+        self,
+        x: Any,
+        y: Tensor,
+        network: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+        *,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """The multi-task loss L1: mean primary loss plus mean auxiliary loss.
+
+        Args:
+            x: What the model takes, N samples.
+            y: Labels of the primary task, first dimension N.
+            network: What stands in for the multi-task network, ``x -> (primary, auxiliary)``: another learner's clone
+                of it, say.
+            targets: Auxiliary targets to use instead of the generator's.
+
+        Returns:
+            A scalar, differentiable in theta_1 and, through the generated targets, in theta_2.
+
+        Raises:
+            TypeError, ValueError: x and y, or the targets, do not fit.
+        """
+        self._check_batch(x, y)
+        if targets is None:
+            targets = self.generator(x, y)
+            self.check_targets(targets, y)
+        outputs, auxiliary = (network or self.network)(x)
+        return self.objective.primary(outputs, y) + self.objective.auxiliary(auxiliary, targets)
+
+    def primary_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """The primary term of L1 alone, a scalar; arguments as in :meth:`loss`."""
+        self._check_batch(x, y)
+        return self.objective.primary((network or self.network)(x)[0], y)
+
+    def meta_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """The meta loss L2: mean primary loss plus the regulariser of the targets; arguments as in :meth:`loss`.
+
+        Called on a clone after :meth:`adapt`, its gradient reaches theta_2, and theta_1 as in MAML. The generator's
+        pass is virtual: it does not move BatchNorm statistics.
+        """
+        loss = self.primary_loss(x, y, network)
+        if self.objective.regularizer is None:
+            return loss
+        targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
+        self.check_targets(targets, y)
+        return loss + self.objective.regularizer(targets)
+
+    def clone(
+        self: Learner,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> Learner:
+        """Returns a learner of the same class whose network is a differentiable copy; the generator is shared.
+
+        Back-propagating through the clone reaches the original's parameters. Buffers are copied: a clone's passes do
+        not move the original's BatchNorm statistics.
+
+        Args:
+            first_order: As in the constructor; as in this learner if None. So are the other two.
+            allow_unused: As in the constructor.
+            allow_nograd: As in the constructor.
+        """
+        if first_order and not self.first_order:
+            _warn_first_order()
+        learner = connected_clone(self, shared=(self.generator, self.objective))
+        learner.first_order = self.first_order if first_order is None else first_order
+        learner.allow_unused = self.allow_unused if allow_unused is None else allow_unused
+        learner.allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
+        return learner
+
+    def adapt(
+        self,
+        loss: Tensor,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> None:
+        """Takes one gradient step of size lr on a loss, in place of the (cloned) network's parameters.
+
+        Args:
+            loss: A scalar that depends on this learner's parameters.
+            first_order: Whether to drop second derivatives; as in this learner if None.
+            allow_unused: Whether the loss may leave parameters of the model unused; as in this learner if None.
+            allow_nograd: Whether the model may have frozen parameters; as in this learner if None.
+
+        Raises:
+            RuntimeError: Parameters are frozen or unused without leave; they are named.
+        """
+        if first_order and not self.first_order:
+            _warn_first_order()
+        first_order = self.first_order if first_order is None else first_order
+        allow_unused = self.allow_unused if allow_unused is None else allow_unused
+        allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
+        parameters = dict(self.network.named_parameters())
+        own = {f"module.{name}" for name, _ in self.module.named_parameters()}
+        trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        if not allow_nograd:
+            refuse(own - trainable.keys(), "be trainable", "frozen", "allow_nograd=True")
+        found = torch.autograd.grad(
+            loss,
+            list(trainable.values()),
+            create_graph=not first_order,
+            retain_graph=not first_order,
+            allow_unused=True,
+        )
+        grads = {name: grad for name, grad in zip(trainable, found) if grad is not None}
+        if not allow_unused:
+            refuse((own & trainable.keys()) - grads.keys(), "enter `loss`", "unused", "allow_unused=True")
+        replace_parameters(self.network, {parameters[n]: parameters[n] - self.lr * grad for n, grad in grads.items()})
+
+    def hypergradient(
+        self,
+        x: Any,
+        y: Tensor,
+        *,
+        meta_batch: Batch | None = None,
+        optimizer: Optimizer | None = None,
+        method: str = "forward",
+    ) -> StepResult:
+        """Adds the gradient of the meta loss after one inner step to the ``.grad`` of the generator's parameters.
+
+        ``d/d theta_2 [mean L(f(x'; theta_1+), y') + regularizer(g(x, y))]`` with
+        ``theta_1+ = U(theta_1, grad L1(x, y))``, equation 4 of Liu et al. (2019) for any inner rule U. Nothing else
+        changes: no parameter, buffer, optimizer state, gradient of the network, or random state.
+
+        Args:
+            x: Samples of the inner step, N of them.
+            y: Their primary labels, first dimension N.
+            meta_batch: ``(x', y')`` of the meta loss; ``(x, y)`` if None.
+            optimizer: Whose rule, state and groups the inner step follows; SGD with this learner's lr if None.
+            method: ``"forward"``, one forward-mode pass; ``"unrolled"``, a double backward pass, the same value;
+                ``"regularizer"``, the regulariser's gradient alone, the control without a hypergradient.
+
+        Returns:
+            The losses (nats, means over the batch), the primary outputs and the targets, without a graph.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; ``.grad`` is as it was.
+
+        Example:
+            >>> maxl = MAXL(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), psi=[3, 3])
+            >>> losses = maxl.hypergradient(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))
+            >>> all(p.grad is not None for p in maxl.generator.parameters())
+            True
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch, method)
+        if optimizer is None:
+            trainable = (parameter for parameter in self.network.parameters() if parameter.requires_grad)
+            inner = InnerStep.sgd(trainable, self.lr)
+        else:
+            inner = InnerStep(optimizer)
+            self._check_optimizers(optimizer)
+        return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, method)
+
+    def step(
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer,
+        generator_optimizer: Optimizer,
+        *,
+        meta_batch: Batch | None = None,
+        method: str = "forward",
+    ) -> StepResult:
+        """One fused iteration: a step of the network on L1, and a step of the generator by its hypergradient.
+
+        The network's own step is the inner step, so it is computed once. A call that raises changes nothing but the
+        random state.
+
+        Args:
+            x: Training samples, N of them.
+            y: Their primary labels, first dimension N.
+            optimizer: Holds all trainable parameters of ``self.network``.
+            generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind.
+            meta_batch: As in :meth:`hypergradient`.
+            method: As in :meth:`hypergradient`.
+
+        Returns:
+            As :meth:`hypergradient`.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; no parameter has been updated with it.
+
+        Example:
+            >>> maxl = MAXL(nn.Linear(8, 2), psi=[3, 3])
+            >>> optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+            >>> generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.01)
+            >>> result = maxl.step(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer, generator_optimizer)
+            >>> result.targets.shape
+            torch.Size([4, 6])
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch, method)
+        self._check_optimizers(optimizer, generator_optimizer)
+        return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, method)
+
+    def check_targets(self, targets: Any, y: Tensor) -> None:
+        """Raises ValueError unless the generator's targets fit the batch."""
+        check_rows(targets, y.shape[0])
+
+    def _bilevel(self) -> Bilevel:
+        return Bilevel(self.network, self.generator, self.objective, self.check_targets)
+
+    def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None, method: str) -> Batch:
+        check_choice(method, METHODS, "method", "'forward' is exact and the cheapest")
+        self._check_batch(x, y)
+        if meta_batch is None:
+            return x, y
+        if not isinstance(meta_batch, (tuple, list)) or len(meta_batch) != 2:
+            raise TypeError(
+                f"`meta_batch` must be a pair (x, y), found {type(meta_batch).__name__}. "
+                "Pass the samples and labels of the meta loss."
+            )
+        self._check_batch(*meta_batch, names=("meta_batch[0]", "meta_batch[1]"))
+        return meta_batch[0], meta_batch[1]
+
+    def _check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
+        check_batch(x, y, names)
+
+    def _check_optimizers(self, optimizer: Optimizer, generator_optimizer: Optimizer | None = None) -> None:
+        check_optimizer(optimizer, "optimizer", self.network, "network", self.generator)
+        if generator_optimizer is not None:
+            check_optimizer(generator_optimizer, "generator_optimizer", self.generator, "generator", self.network)
+
+
+class _Mean:
+    """Reduces a loss, a value a sample or a scalar, to a scalar."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets).mean()
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(at_least_float32(outputs), targets, reduction="none")
+
+
+def _warn_first_order() -> None:
+    warnings.warn(
+        "first_order=True cuts the path from the primary loss to the generator in adapt(): the regularizer alone would "
+        "train it. Use step() or hypergradient(), which are exact and need no second derivatives of the network.",
+        stacklevel=3,
+    )

@@ -1,0 +1,112 @@
+"""Checks of arguments that several methods share: each raises before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def check_batch(x: Any, y: Any, names: tuple[str, str]) -> None:
+    """Raises unless y is a tensor with one entry per sample of x, on its device. An x of another kind is let pass."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"`{names[1]}` must be a tensor, found {type(y).__name__}. Use torch.as_tensor.")
+    if not isinstance(x, Tensor):
+        return
+    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` must have the same number of samples, at least one, "
+            f"found shapes {list(x.shape)} and {list(y.shape)}. Give one label per sample."
+        )
+    if x.device != y.device:
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` must be on the same device, found {x.device} and {y.device}. "
+            "Move both with .to(device)."
+        )
+
+
+def check_rows(targets: Any, num_samples: int) -> None:
+    """Raises unless the generator's targets are a tensor with a row per sample."""
+    if not isinstance(targets, Tensor) or targets.dim() < 1 or targets.shape[0] != num_samples:
+        found = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(
+            f"`generator` must return a tensor with a target per sample, {num_samples} in all, found {found}. "
+            "Return one row for each row of x."
+        )
+
+
+def check_probabilities(targets: Tensor) -> None:
+    """Raises unless the generator's targets are non-negative and sum to 1 over dimension 1."""
+    values = targets.detach()
+    error = (values.sum(dim=1) - 1).abs().max()
+    lowest = values.min()
+    if not (lowest >= 0 and error <= 1e-3):
+        raise ValueError(
+            f"`generator` must return probabilities, non-negative and summing to 1 over dimension 1, "
+            f"found a lowest entry of {lowest:.3g} and a sum that is {error:.3g} off. "
+            "End it with a softmax, or wrap its logits in LabelGenerator(body, psi)."
+        )
+
+
+def check_choice(value: Any, allowed: Iterable[str], argument: str, advice: str) -> None:
+    """Raises unless value is one of several strings."""
+    names = list(allowed)
+    if value not in names:
+        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, names))}, found {value!r}. {advice}.")
+
+
+def check_generator(generator: Any, model: nn.Module) -> None:
+    """Raises unless the generator is a module that shares no parameter with the model."""
+    if not isinstance(generator, nn.Module):
+        raise TypeError(
+            f"`generator` must be a torch.nn.Module called with (x, y), found {type(generator).__name__}. "
+            "Wrap a function's network in LabelGenerator(body, psi)."
+        )
+    own = {parameter: name for name, parameter in model.named_parameters()}
+    tied = [own[parameter] for parameter in generator.parameters() if parameter in own]
+    if tied:
+        raise ValueError(
+            f"`generator` must not share parameters with `model`, found {len(tied)} shared: {some(tied)}. "
+            "Build it from a second instance or from copy.deepcopy(model)."
+        )
+
+
+def check_optimizer(optimizer: Any, argument: str, module: nn.Module, kind: str, other: nn.Module) -> None:
+    """Raises unless the optimizer holds all trainable parameters of one network and none of the other."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"`{argument}` must be a torch.optim.Optimizer, found {type(optimizer).__name__}. "
+            f"Make one with torch.optim.SGD(maxl.{kind}.parameters(), lr=0.01)."
+        )
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    missing = [name for name, parameter in trainable.items() if parameter not in held]
+    if missing:
+        raise ValueError(
+            f"`{argument}` must hold all {len(trainable)} trainable parameters of the {kind}, "
+            f"found {len(trainable) - len(missing)}; missing: {some(missing)}. "
+            f"Make it with maxl.{kind}.parameters()."
+        )
+    foreign = [name for name, parameter in other.named_parameters() if parameter in held]
+    if foreign:
+        raise ValueError(
+            f"`{argument}` must hold the parameters of the {kind} alone, "
+            f"found the other network's too: {some(foreign)}. "
+            f"Make it with maxl.{kind}.parameters(), not maxl.parameters()."
+        )
+
+
+def refuse(names: set[str], rule: str, found: str, remedy: str) -> None:
+    """Raises RuntimeError if there are parameters that adapt() may not meet."""
+    if names:
+        listed = some(sorted(name.removeprefix("module.") for name in names))
+        raise RuntimeError(
+            f"`adapt` needs all of the model's parameters to {rule}, found {found}: {listed}. Pass {remedy}."
+        )
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """Lists the first names and counts the rest."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,345 @@
+"""The hypergradient: the derivative of the meta loss after one inner step with respect to the generator.
+
+Theta-one (theta_1) are the multi-task network's parameters, theta-two (theta_2) the generator's, theta-one-plus
+(theta_1+) the look-ahead parameters ``U(theta_1, gradient)``.
+
+The auxiliary labels t = g(x, y; theta_2) enter the multi-task loss L1 beside the network's outputs o, never through the
+network. With v the gradient of the primary meta loss at theta_1+, the chain rule gives::
+
+    d meta / d theta_2 = v . dU/dgrad . d/d theta_2 (dL1/d theta_1)
+                       = d/d theta_2 <dL1/do (o, t(theta_2)), o'>     with o' = do/d theta_1 . v',  v' = (dU/dgrad)^T v
+
+so one forward-mode pass along v' and a second derivative of the loss function alone replace the double backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from .errors import NonFiniteError
+from .inner_step import InnerStep
+
+Batch = tuple[Any, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The scalar losses of the two levels.
+
+    Attributes:
+        primary: ``(primary outputs, y) -> scalar``.
+        auxiliary: ``(auxiliary outputs, targets) -> scalar``, twice differentiable.
+        regularizer: ``targets -> scalar`` that joins the meta loss, already weighted; None for none.
+    """
+
+    primary: Callable[[Tensor, Tensor], Tensor]
+    auxiliary: Callable[[Tensor, Tensor], Tensor]
+    regularizer: Callable[[Tensor], Tensor] | None
+
+
+class StepResult(NamedTuple):
+    """What one iteration computed, without a graph.
+
+    Attributes:
+        primary_loss: Mean primary term of L1, a scalar tensor.
+        auxiliary_loss: Mean auxiliary term of L1, a scalar tensor; None if the step had no auxiliary task.
+        meta_loss: Primary meta loss at theta_1+, a scalar tensor; None without a meta step.
+        regularizer: The weighted regulariser of the targets, a scalar tensor; None if there is none.
+        outputs: Primary outputs ``[N, C, ...]`` of the training pass.
+        targets: Auxiliary targets of the batch; None if the step had none.
+    """
+
+    primary_loss: Tensor
+    auxiliary_loss: Tensor | None = None
+    meta_loss: Tensor | None = None
+    regularizer: Tensor | None = None
+    outputs: Tensor | None = None
+    targets: Tensor | None = None
+
+
+class Bilevel(NamedTuple):
+    """The two networks and what each is trained for.
+
+    Attributes:
+        network: ``x -> (primary outputs, auxiliary outputs)``, parameters theta_1.
+        generator: ``(x, y) -> targets``, parameters theta_2.
+        objective: The losses.
+        check_targets: ``(targets, y) -> None``; raises if the generator's targets do not fit.
+    """
+
+    network: nn.Module
+    generator: nn.Module
+    objective: Objective
+    check_targets: Callable[[Any, Tensor], None]
+
+
+def add_hypergradient(
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, method: str = "forward"
+) -> StepResult:
+    """Adds the hypergradient to the ``.grad`` of the generator's parameters and changes nothing else.
+
+    Args:
+        bilevel: The networks and their losses.
+        batch: x and y of the inner step.
+        meta_batch: x and y of the meta loss.
+        inner: The rule U; it must hold all trainable parameters of the network.
+        method: A key of :data:`METHODS`.
+
+    Raises:
+        NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
+    """
+    with torch.random.fork_rng(_cuda_devices(bilevel.network)):
+        derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
+    derivatives.check_finite()
+    for parameter, grad in derivatives.generator_grads.items():
+        parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+    return derivatives.result
+
+
+def fused_step(
+    bilevel: Bilevel,
+    batch: Batch,
+    meta_batch: Batch,
+    optimizer: Optimizer,
+    generator_optimizer: Optimizer,
+    method: str = "forward",
+) -> StepResult:
+    """One training step of the network, and one of the generator by the hypergradient through that very step.
+
+    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, so a call that
+    raises leaves parameters, buffers and optimizers as they were. Arguments as in :func:`add_hypergradient`.
+
+    Raises:
+        NonFiniteError: A loss or gradient is not finite.
+    """
+    derivatives = METHODS[method](bilevel, batch, meta_batch, InnerStep(optimizer))
+    derivatives.check_finite()
+    _take_step(optimizer, derivatives.network_grads)
+    _take_step(generator_optimizer, derivatives.generator_grads)
+    _write_buffers(bilevel.network, derivatives.network_buffers)
+    _write_buffers(bilevel.generator, derivatives.generator_buffers)
+    return derivatives.result
+
+
+def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
+    """The hypergradient by one forward-mode pass; see the derivation above."""
+    state = _InnerPass(bilevel, batch)
+    grads = state.grads()
+    slopes = inner.slopes(state.parameters, grads)
+    stepped = [value.detach().requires_grad_() for value in inner.look_ahead(state.parameters, grads)]
+    meta_loss = _meta_loss(bilevel, state, stepped, meta_batch)
+    v = torch.autograd.grad(meta_loss, stepped, allow_unused=True)
+    rng = _RandomState(state.devices)
+    state.rng.restore()
+    tangent = _auxiliary_tangent(state, batch[0], [_product(slope, part) for slope, part in zip(slopes, v)])
+    rng.restore()
+    return state.derivatives(grads, _pulled_back(state, tangent), meta_loss)
+
+
+def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
+    """The hypergradient by a double backward pass through the inner step: the reference, at more time and memory."""
+    state = _InnerPass(bilevel, batch, attached=True)
+    grads = state.grads(create_graph=True)
+    meta_loss = _meta_loss(bilevel, state, inner.look_ahead(state.parameters, grads), meta_batch)
+    return state.derivatives(grads, meta_loss, meta_loss)
+
+
+def _regularizer_only(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
+    """The gradient of the regulariser without the hypergradient: the control that tells what the latter earns."""
+    state = _InnerPass(bilevel, batch)
+    return state.derivatives(state.grads(), None, None)
+
+
+METHODS: dict[str, Callable[[Bilevel, Batch, Batch, InnerStep], _Derivatives]] = {
+    "forward": _forward,
+    "unrolled": _unrolled,
+    "regularizer": _regularizer_only,
+}
+
+
+class _InnerPass:
+    """The pass that gives the inner gradient, on copies of the buffers: nothing of the modules is moved.
+
+    Attributes:
+        targets: The generator's labels, with their graph.
+        buffers, generator_buffers: Copies that the pass has moved.
+        before: Copies that it has not, for the forward-mode pass.
+        rng: The random state that it began with, so that the forward-mode pass draws the same dropout mask.
+    """
+
+    def __init__(self, bilevel: Bilevel, batch: Batch, attached: bool = False) -> None:
+        x, y = batch
+        self.network, self.generator, self.objective, check_targets = bilevel
+        trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trainable), list(trainable.values())
+        self.devices = _cuda_devices(self.network)
+        self.before, self.buffers = buffer_copies(self.network), buffer_copies(self.network)
+        self.generator_buffers = buffer_copies(self.generator)
+        self.targets = virtual_pass(self.generator, {}, self.generator_buffers, x, y)
+        check_targets(self.targets, y)
+        self.rng = _RandomState(self.devices)
+        self.outputs, self.auxiliary = virtual_pass(self.network, {}, self.buffers, x)
+        self.primary_loss = self.objective.primary(self.outputs, y)
+        targets = self.targets if attached else self.targets.detach()
+        self.auxiliary_loss = self.objective.auxiliary(self.auxiliary, targets)
+
+    def grads(self, create_graph: bool = False) -> tuple[Tensor | None, ...]:
+        """The gradient of the multi-task loss at theta_1; None for a parameter that it does not depend on."""
+        loss = self.primary_loss + self.auxiliary_loss
+        return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+
+    def derivatives(
+        self, grads: Sequence[Tensor | None], surrogate: Tensor | None, meta_loss: Tensor | None
+    ) -> _Derivatives:
+        """Differentiates surrogate + regulariser with respect to theta_2 and gathers the results."""
+        regularizer = None if self.objective.regularizer is None else self.objective.regularizer(self.targets)
+        terms = [term for term in (surrogate, regularizer) if term is not None and term.requires_grad]
+        parameters = [p for p in self.generator.parameters() if p.requires_grad]
+        found: Sequence[Tensor | None] = ()
+        if terms and parameters:
+            found = torch.autograd.grad(sum(terms[1:], terms[0]), parameters, allow_unused=True)
+        return _Derivatives(
+            result=StepResult(
+                self.primary_loss.detach(),
+                self.auxiliary_loss.detach(),
+                None if meta_loss is None else meta_loss.detach(),
+                None if regularizer is None else regularizer.detach(),
+                self.outputs.detach(),
+                self.targets.detach(),
+            ),
+            network_grads={p: g.detach() for p, g in zip(self.parameters, grads) if g is not None},
+            generator_grads={p: g for p, g in zip(parameters, found) if g is not None},
+            network_buffers=self.buffers,
+            generator_buffers=self.generator_buffers,
+        )
+
+
+@dataclass(frozen=True)
+class _Derivatives:
+    result: StepResult
+    network_grads: Mapping[Tensor, Tensor]
+    generator_grads: Mapping[Tensor, Tensor]
+    network_buffers: Mapping[str, Tensor]
+    generator_buffers: Mapping[str, Tensor]
+
+    def check_finite(self) -> None:
+        """Raises NonFiniteError, naming the first term that is NaN or infinite. One synchronisation with the device."""
+        check_finite(
+            {
+                "primary loss": self.result.primary_loss,
+                "auxiliary loss": self.result.auxiliary_loss,
+                "network gradient": largest_entry(self.network_grads.values()),
+                "meta loss": self.result.meta_loss,
+                "regularizer": self.result.regularizer,
+                "hypergradient": largest_entry(self.generator_grads.values()),
+            }
+        )
+
+
+def check_finite(terms: Mapping[str, Tensor | None]) -> None:
+    """Raises NonFiniteError, naming the first of several scalar terms that is NaN or infinite."""
+    found = {name: term.detach().float() for name, term in terms.items() if term is not None}
+    for name, value in zip(found, torch.stack(list(found.values())).tolist()):
+        if not abs(value) < float("inf"):
+            raise NonFiniteError(
+                name,
+                f"the {name} is {value}; no parameter was updated with it. "
+                "Lower the learning rates, clip gradients, or check the input for NaN.",
+            )
+
+
+def largest_entry(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Returns the largest magnitude in several tensors, NaN if any entry is; None without tensors."""
+    norms = torch._foreach_norm(list(tensors), float("inf")) if (tensors := list(tensors)) else []
+    return torch.stack([norm.float() for norm in norms]).max() if norms else None
+
+
+def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
+    """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies."""
+    state = {**parameters, **buffers}
+    output = functional_call(module, state, args)
+    # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
+    buffers.update((name, state[name]) for name in buffers)
+    return output
+
+
+def _meta_loss(bilevel: Bilevel, state: _InnerPass, stepped: Sequence[Tensor], meta_batch: Batch) -> Tensor:
+    """The primary loss of the meta batch at theta_1+."""
+    x, y = meta_batch
+    parameters = dict(zip(state.names, stepped))
+    outputs, _ = virtual_pass(bilevel.network, parameters, _clones(state.buffers), x)
+    return bilevel.objective.primary(outputs, y)
+
+
+def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | None]) -> Tensor:
+    """The derivative o' of the auxiliary outputs at theta_1 along a direction in parameter space."""
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = {
+            name: forward_ad.make_dual(parameter.detach(), tangent)
+            for name, parameter, tangent in zip(state.names, state.parameters, direction)
+            if tangent is not None
+        }
+        _, auxiliary = virtual_pass(state.network, duals, state.before, x)
+        tangent = forward_ad.unpack_dual(auxiliary).tangent
+        return torch.zeros_like(state.auxiliary) if tangent is None else tangent
+
+
+def _pulled_back(state: _InnerPass, tangent: Tensor) -> Tensor:
+    """``<dL1/do (o, t), o'>`` as a function of the targets t; only the loss function is differentiated twice."""
+    auxiliary = state.auxiliary.detach().requires_grad_()
+    loss = state.objective.auxiliary(auxiliary, state.targets)
+    (grad,) = torch.autograd.grad(loss, auxiliary, create_graph=True)
+    product: Tensor = (grad * tangent).sum()
+    return product
+
+
+def _product(slope: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return None if slope is None or part is None else slope * part
+
+
+def _take_step(optimizer: Optimizer, grads: Mapping[Tensor, Tensor]) -> None:
+    optimizer.zero_grad()
+    for parameter, grad in grads.items():
+        parameter.grad = grad
+    optimizer.step()
+
+
+def _write_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            buffer.copy_(values[name])
+
+
+def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
+    return _clones(dict(module.named_buffers()))
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _cuda_devices(module: nn.Module) -> list[int]:
+    return sorted(
+        {p.device.index for p in module.parameters() if p.device.type == "cuda" and p.device.index is not None}
+    )
+
+
+class _RandomState:
+    """The state of the CPU's and the devices' random number generators at one moment."""
+
+    def __init__(self, devices: Iterable[int]) -> None:
+        self.cpu = torch.get_rng_state()
+        self.devices = {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            torch.cuda.set_rng_state(state, device)

@@ -1,0 +1,120 @@
+"""MAXL itself: the paper's instance of the algorithm, for classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .algorithm import AuxiliaryLabelGenerator
+from .checks import check_probabilities
+from .hierarchy import Hierarchy
+from .losses import check_gamma, entropy_loss, focal_loss_per_sample
+from .networks import LabelGenerator, default_generator, resolve_head
+
+
+class MAXL(AuxiliaryLabelGenerator):
+    """Meta AuXiliary Learning (Liu, Davison, Johns, NeurIPS 2019) around any classifier.
+
+    A label generator splits each primary class into psi[i] sub-classes and labels every sample softly; the classifier
+    is trained on both tasks; the generator learns labels for which the classifier's next update lowers the primary
+    loss. Losses are focal, labels a masked softmax, and an entropy term keeps them from collapsing.
+
+    Args:
+        model: A classifier with ``len(psi)`` outputs; held, not copied. Its class, ``state_dict`` keys and outputs stay
+            as they are.
+        psi: Sub-classes per primary class, C integers >= 1, or a :class:`Hierarchy`.
+        lr: As in :class:`AuxiliaryLabelGenerator`; so are first_order, allow_unused and allow_nograd.
+        first_order: See above.
+        allow_unused: See above.
+        allow_nograd: See above.
+        generator: A module from ``(x, y)`` to probabilities ``[N, K, ...]``, K = sum(psi), that shares no parameter
+            with the model. If None, a freshly initialised copy of the model's architecture with K outputs, the paper's
+            choice.
+        head: Name of the layer that produces the logits; found by its number of outputs if None.
+        num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
+        gamma: Focusing exponent of the focal loss, >= 0; 0 is cross-entropy.
+        entropy_weight: Lambda, the weight of the entropy term in the meta loss, >= 0.
+
+    Raises:
+        TypeError: psi holds other things than integers, or model is not a module.
+        ValueError: psi does not fit the model, the head is not to be found or ambiguous, or the generator shares
+            parameters with the model.
+
+    Example:
+        >>> maxl = MAXL(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), psi=[5, 5])
+        >>> primary, auxiliary = maxl.network(torch.randn(4, 8))
+        >>> primary.shape, auxiliary.shape
+        (torch.Size([4, 2]), torch.Size([4, 10]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        psi: Hierarchy | Iterable[int],
+        lr: float = 0.01,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = False,
+        *,
+        generator: nn.Module | None = None,
+        head: str | None = None,
+        num_features: int | None = None,
+        gamma: float = 2.0,
+        entropy_weight: float = 0.2,
+    ) -> None:
+        hierarchy = Hierarchy.of(psi)
+        check_gamma(gamma)
+        if not 0 <= entropy_weight < float("inf"):
+            raise ValueError(
+                f"`entropy_weight` must be a finite number >= 0, found {entropy_weight}. The paper's is 0.2."
+            )
+        if num_features is None:
+            head = resolve_head(model, head, hierarchy.num_primary)
+        if generator is None:
+            generator = default_generator(model, hierarchy, head, num_features)
+        loss = partial(focal_loss_per_sample, gamma=gamma)
+        super().__init__(
+            model,
+            generator,
+            hierarchy.num_auxiliary,
+            lr,
+            first_order,
+            allow_unused,
+            allow_nograd,
+            head=head,
+            num_features=num_features,
+            num_primary=hierarchy.num_primary,
+            primary_loss=loss,
+            auxiliary_loss=loss,
+            regularizer=partial(_weighted_entropy, weight=entropy_weight),
+        )
+        self.hierarchy = hierarchy
+
+    def check_targets(self, targets: Any, y: Tensor) -> None:
+        """Raises ValueError unless the generator's targets are probabilities ``[N, K, ...]``."""
+        super().check_targets(targets, y)
+        expected = [y.shape[0], self.hierarchy.num_auxiliary, *y.shape[1:]]
+        if list(targets.shape) != expected:
+            raise ValueError(
+                f"`generator` must return probabilities of shape {expected}, found {list(targets.shape)}. "
+                f"Give it sum(psi) = {self.hierarchy.num_auxiliary} classes in dimension 1."
+            )
+        # A masked softmax sums to 1 by construction; if it is NaN, the step says so.
+        if not isinstance(self.generator, LabelGenerator):
+            check_probabilities(targets)
+
+    def _check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
+        super()._check_batch(x, y, names)
+        self.hierarchy.check_labels(y, names[1])
+        if y.dim() != 1 and not self.network.is_dense:
+            raise ValueError(
+                f"`{names[1]}` must have shape [N], one class per sample, found {list(y.shape)}. "
+                "Labels per pixel need a model whose head is a convolution."
+            )
+
+
+def _weighted_entropy(targets: Tensor, weight: float) -> Tensor:
+    return weight * entropy_loss(targets)

@@ -1,0 +1,320 @@
+"""The two networks: the multi-task network around the user's model, and the label generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .hierarchy import Hierarchy
+from .losses import softmax_in_block
+
+
+class MultiTaskNetwork(nn.Module):
+    """The user's model plus an auxiliary head on the features that enter the model's own head (theta_1).
+
+    The model is held, not copied, and is not altered: the features are read by a hook that lives as long as one
+    forward pass. A model whose head is a convolution gets a convolutional auxiliary head; its logits are averaged over
+    positions where the model pools after its head, and resized where the model resizes.
+
+    Args:
+        module: The user's model; or a backbone that returns features ``[N, D]``, if primary_head is given.
+        auxiliary_head: Maps the features to auxiliary logits.
+        head: Name of the model's own head within it, as in ``named_modules()``; not used with primary_head.
+        primary_head: Maps the features of a headless backbone to primary logits.
+    """
+
+    def __init__(
+        self, module: nn.Module, auxiliary_head: nn.Module, head: str = "", primary_head: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.primary_head = primary_head
+        self.auxiliary_head = auxiliary_head
+        self.head = head
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the auxiliary head is a convolution, so that labels may have trailing dimensions."""
+        return isinstance(self.auxiliary_head, _ConvNd)
+
+    def forward(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Returns the primary logits ``[N, C, ...]`` and the auxiliary logits ``[N, K, ...]``.
+
+        Raises:
+            TypeError: The model returns something else than a tensor.
+            RuntimeError: The model's head did not run exactly once.
+        """
+        if self.primary_head is not None:
+            features = _as_tensor(self.module(x))
+            return self.primary_head(features), self.auxiliary_head(features)
+        inputs: list[Tensor] = []
+        with self.module.get_submodule(self.head).register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
+            primary = _as_tensor(self.module(x))
+        if len(inputs) != 1:
+            raise RuntimeError(
+                f"`head` must run once in a forward pass, but {self.head!r} ran {len(inputs)} times. "
+                "Name the layer that produces the primary logits with head=."
+            )
+        return primary, _match_positions(self.auxiliary_head(inputs[0]), primary)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the model's own output, untouched; for a headless backbone the primary logits ``[N, C]``."""
+        output = self.module(*args, **kwargs)
+        return output if self.primary_head is None else self.primary_head(output)
+
+
+class LabelGenerator(nn.Module):
+    """The label generator g (theta_2): masked softmax of a network's logits over the block of each sample's class.
+
+    Equation 2 of Liu et al. (2019).
+
+    Args:
+        body: Any module from x to logits ``[N, K, ...]``.
+        psi: The hierarchy, or its C sizes.
+
+    Example:
+        >>> generator = LabelGenerator(nn.Linear(8, 5), psi=[2, 3])
+        >>> generator(torch.randn(4, 8), torch.tensor([0, 0, 1, 1])).shape
+        torch.Size([4, 5])
+    """
+
+    primary_of_auxiliary: Tensor
+
+    def __init__(self, body: nn.Module, psi: Hierarchy | Iterable[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.hierarchy = Hierarchy.of(psi)
+        self.register_buffer("primary_of_auxiliary", self.hierarchy.primary_of_auxiliary(), persistent=False)
+
+    def forward(self, x: Any, y: Tensor) -> Tensor:
+        """Returns auxiliary labels.
+
+        Args:
+            x: What the network takes, N samples.
+            y: Primary classes, int64, shape ``[N, ...]``, in 0 .. C - 1.
+
+        Returns:
+            Probabilities ``[N, K, ...]``, exactly 0 outside the block of y, float32 or better. Differentiable in
+            theta_2.
+
+        Raises:
+            ValueError: The body's logits have another shape than ``[N, K, ...]``.
+        """
+        logits = self.body(x)
+        expected = [y.shape[0], self.hierarchy.num_auxiliary, *y.shape[1:]]
+        if list(logits.shape) != expected:
+            raise ValueError(
+                f"`generator` must give logits of shape {expected} before its softmax, found {list(logits.shape)}. "
+                f"Give its network sum(psi) = {self.hierarchy.num_auxiliary} outputs."
+            )
+        return softmax_in_block(logits, y, self.primary_of_auxiliary)
+
+
+def multi_task_network(
+    model: nn.Module, num_primary: int | None, num_auxiliary: int, head: str | None, num_features: int | None
+) -> MultiTaskNetwork:
+    """Attaches an auxiliary head to a model; see :class:`MultiTaskNetwork`.
+
+    Args:
+        model: The user's model.
+        num_primary: Outputs that the model's head must have; None if any number will do.
+        num_auxiliary: Outputs of the auxiliary head.
+        head: Name of the model's head; None to find it.
+        num_features: Width of a headless backbone's output; None if the model has a head.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: There is no head, no single one, or not one with num_primary outputs.
+    """
+    _check_module(model)
+    if num_features is None:
+        name = resolve_head(model, head, num_primary)
+        return MultiTaskNetwork(model, resized_head(model.get_submodule(name), num_auxiliary), name)
+    if head is not None or num_primary is None or num_features < 1:
+        raise ValueError(
+            f"`num_features` must be the width (>= 1) of a headless backbone's output, with the number of primary "
+            f"outputs and without `head`, found {num_features!r}, {num_primary!r} and {head!r}. "
+            "Give `head` alone if the model has one."
+        )
+    primary_head = nn.Linear(num_features, num_primary, **_place(model))
+    return MultiTaskNetwork(model, resized_head(primary_head, num_auxiliary), primary_head=primary_head)
+
+
+def default_generator(
+    model: nn.Module, hierarchy: Hierarchy, head: str | None, num_features: int | None
+) -> LabelGenerator:
+    """Returns the paper's label generator: the model's architecture with K outputs, freshly initialised.
+
+    Every layer with ``reset_parameters`` draws new values. Parameters that a module of the user's holds itself (a class
+    token, say) start as a copy of the model's. Nothing is shared with the model.
+
+    Args:
+        model: The user's model.
+        hierarchy: The hierarchy; K is its number of auxiliary classes.
+        head: Name of the model's head; not used with num_features.
+        num_features: Width of a headless backbone's output; None if the model has a head.
+
+    Raises:
+        ValueError: The model can't be copied.
+    """
+    try:
+        body = copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"`generator` must be given for this model, which can't be copied: {error}. "
+            "Pass generator=LabelGenerator(your_network, psi)."
+        ) from error
+    if num_features is not None:
+        body = nn.Sequential(body, nn.Linear(num_features, hierarchy.num_auxiliary, **_place(model)))
+    elif head:
+        parent, _, attribute = head.rpartition(".")
+        setattr(body.get_submodule(parent), attribute, resized_head(body.get_submodule(head), hierarchy.num_auxiliary))
+    else:
+        body = resized_head(body, hierarchy.num_auxiliary)
+    # Children first: a parent that initialises its children has the last word.
+    for module in reversed(list(body.modules())):
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+    for parameter in body.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return LabelGenerator(body, hierarchy).to(_place(model)["device"])
+
+
+def resolve_head(model: nn.Module, head: str | None, num_outputs: int | None) -> str:
+    """Returns the name of the model's head: the one given, if it fits, or the one found by :func:`find_head`."""
+    _check_module(model)
+    return find_head(model, num_outputs) if head is None else _checked_head(model, head, num_outputs)
+
+
+def find_head(model: nn.Module, num_outputs: int | None) -> str:
+    """Finds the layer that produces a model's logits, by its number of outputs.
+
+    With num_outputs: the only ``nn.Linear`` of that width; without one, the only convolution. Of several, the last of a
+    ``nn.Sequential`` that feeds them into one another. Without num_outputs: the last of all linear layers and
+    convolutions in the order of definition.
+
+    Args:
+        model: Any module.
+        num_outputs: Outputs of the head wanted, or None.
+
+    Returns:
+        Its name in ``model.named_modules()``.
+
+    Raises:
+        ValueError: There is none, or there are several; they are listed by name.
+    """
+    widths = {name: _num_outputs(module) for name, module in model.named_modules()}
+    layers: list[str] = [name for name, width in widths.items() if width is not None]
+    if num_outputs is None and layers:
+        return layers[-1]
+    candidates = [name for name in layers if widths[name] == num_outputs]
+    linear = [name for name in candidates if isinstance(model.get_submodule(name), nn.Linear)]
+    candidates = linear or candidates
+    if not candidates:
+        last = (
+            ", ".join(f"{name!r} ({widths[name]} outputs)" for name in layers[-3:]) or "no linear layer or convolution"
+        )
+        rule = "the model must have a head" if num_outputs is None else "`psi` must have an entry per model output"
+        raise ValueError(
+            f"{rule}: no linear layer or convolution with {num_outputs or 'any'} outputs was found, "
+            f"the last are {last}. "
+            "Make len(psi) the model's number of outputs, or pass num_features= for a backbone without a head."
+        )
+    *others, last_name = candidates
+    if not all(_feeds_in_sequence(model, other, last_name) for other in others):
+        raise ValueError(
+            f"`head` must be named, as {len(candidates)} layers have {num_outputs} outputs: "
+            f"{', '.join(repr(name) for name in candidates)}. Pass the one that gives the logits, head={last_name!r}."
+        )
+    return last_name
+
+
+def resized_head(head: nn.Module, num_outputs: int) -> nn.Linear | _ConvNd:
+    """Returns a new layer of the head's kind, on its device and in its dtype, with another number of outputs."""
+    assert isinstance(head, (nn.Linear, _ConvNd))
+    options: dict[str, Any] = {
+        "bias": head.bias is not None,
+        "device": head.weight.device,
+        "dtype": head.weight.dtype,
+    }
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, num_outputs, **options)
+    options |= {name: getattr(head, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    if head.transposed:
+        options["output_padding"] = head.output_padding
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    kind = next(kind for kind in kinds if isinstance(head, kind))
+    return kind(head.in_channels, num_outputs, **options)
+
+
+def _checked_head(model: nn.Module, head: str, num_outputs: int | None) -> str:
+    modules = dict(model.named_modules())
+    width = _num_outputs(modules[head]) if head in modules else None
+    if width is None:
+        heads = [repr(name) for name, module in modules.items() if _num_outputs(module) is not None]
+        found = f"a {type(modules[head]).__name__}" if head in modules else "no such layer"
+        raise ValueError(
+            f"`head` must name a linear layer or convolution of the model, found {found} at {head!r}. "
+            f"The model has: {', '.join(heads[-20:]) or 'none'}."
+        )
+    if num_outputs is not None and width != num_outputs:
+        raise ValueError(
+            f"`psi` must have an entry per model output: it has {num_outputs}, the head {head!r} has {width} outputs. "
+            f"Give psi {width} entries, or name another head."
+        )
+    return head
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`model` must be a torch.nn.Module, found {type(model).__name__}. Pass the model itself, not its class."
+        )
+
+
+def _place(model: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the model's first floating-point parameter."""
+    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
+    return {"device": like.device, "dtype": like.dtype}
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, _ConvNd) else None
+
+
+def _feeds_in_sequence(model: nn.Module, earlier: str, later: str) -> bool:
+    """Whether the innermost module that holds both layers is a ``nn.Sequential``."""
+    shared: list[str] = []
+    for one, other in zip(earlier.split("."), later.split(".")):
+        if one != other:
+            break
+        shared.append(one)
+    return isinstance(model.get_submodule(".".join(shared)), nn.Sequential)
+
+
+def _as_tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"`model` must return its logits as one tensor, found {type(output).__name__}. "
+            "Wrap it in a module whose forward returns the logits alone."
+        )
+    return output
+
+
+def _match_positions(auxiliary: Tensor, primary: Tensor) -> Tensor:
+    """Gives convolutional auxiliary logits the trailing dimensions of the primary ones."""
+    if auxiliary.dim() > primary.dim() == 2:
+        return auxiliary.flatten(2).mean(dim=2)
+    if auxiliary.dim() > 2 and auxiliary.shape[2:] != primary.shape[2:]:
+        modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
+        return F.interpolate(auxiliary, size=primary.shape[2:], mode=modes[auxiliary.dim() - 2], align_corners=False)
+    return auxiliary
