@@ -12,20 +12,32 @@
 from .algorithm import AuxiliaryLabelGenerator
 from .errors import NonFiniteError
 from .hierarchy import Hierarchy
+from .history import History
 from .hypergradient import StepResult
 from .losses import entropy_loss, focal_loss, masked_softmax
 from .maxl import MAXL
 from .networks import LabelGenerator, MultiTaskNetwork
+from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
+from .training import evaluate, fit
 
 __all__ = [
     "MAXL",
     "AuxiliaryLabelGenerator",
-    "Hierarchy",
     "LabelGenerator",
     "MultiTaskNetwork",
-    "NonFiniteError",
-    "StepResult",
-    "entropy_loss",
-    "focal_loss",
+    "Hierarchy",
     "masked_softmax",
+    "focal_loss",
+    "entropy_loss",
+    "fit",
+    "evaluate",
+    "History",
+    "StepResult",
+    "NonFiniteError",
+    "LabelSource",
+    "SingleTask",
+    "RandomLabels",
+    "HumanLabels",
+    "GeneratedLabels",
+    "EntropyLabels",
 ]

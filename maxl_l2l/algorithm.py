@@ -20,13 +20,14 @@ from .hypergradient import (
     Objective,
     StepResult,
     add_hypergradient,
-    buffer_copies,
     fused_step,
-    virtual_pass,
+    generator_step,
+    network_step,
 )
 from .inner_step import InnerStep
 from .losses import at_least_float32
 from .networks import MultiTaskNetwork, multi_task_network
+from .passes import buffer_copies, virtual_pass
 
 Learner = TypeVar("Learner", bound="AuxiliaryLabelGenerator")
 
@@ -153,7 +154,8 @@ class AuxiliaryLabelGenerator(nn.Module):
             y: Labels of the primary task, first dimension N.
             network: What stands in for the multi-task network, ``x -> (primary, auxiliary)``: another learner's clone
                 of it, say.
-            targets: Auxiliary targets to use instead of the generator's.
+            targets: Auxiliary targets to use instead of the generator's; for :class:`MAXL` probabilities or class
+                indices.
 
         Returns:
             A scalar, differentiable in theta_1 and, through the generated targets, in theta_2.
@@ -165,6 +167,8 @@ class AuxiliaryLabelGenerator(nn.Module):
         if targets is None:
             targets = self.generator(x, y)
             self.check_targets(targets, y)
+        else:
+            self._check_given(targets, y)
         outputs, auxiliary = (network or self.network)(x)
         return self.objective.primary(outputs, y) + self.objective.auxiliary(auxiliary, targets)
 
@@ -287,12 +291,7 @@ class AuxiliaryLabelGenerator(nn.Module):
             True
         """
         meta_batch = self._checked_batches(x, y, meta_batch, method)
-        if optimizer is None:
-            trainable = (parameter for parameter in self.network.parameters() if parameter.requires_grad)
-            inner = InnerStep.sgd(trainable, self.lr)
-        else:
-            inner = InnerStep(optimizer)
-            self._check_optimizers(optimizer)
+        inner = self._inner_step(optimizer)
         return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, method)
 
     def step(
@@ -337,12 +336,69 @@ class AuxiliaryLabelGenerator(nn.Module):
         self._check_optimizers(optimizer, generator_optimizer)
         return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, method)
 
+    def network_step(
+        self, x: Any, y: Tensor, optimizer: Optimizer, *, targets: Tensor | None = None, auxiliary: bool = True
+    ) -> StepResult:
+        """One step of the network alone: the first stage of the paper's per-epoch schedule, and of fixed labels.
+
+        Args:
+            x: Training samples, N of them.
+            y: Their primary labels, first dimension N.
+            optimizer: Holds all trainable parameters of ``self.network``; any kind.
+            targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None (a virtual pass of it).
+            auxiliary: Whether there is an auxiliary task at all; without it this is single-task training.
+
+        Returns:
+            The losses, primary outputs and targets, without a graph.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; no parameter has been updated with it.
+        """
+        self._check_batch(x, y)
+        self._check_optimizers(optimizer)
+        if not auxiliary:
+            targets = None
+        elif targets is None:
+            with torch.no_grad():
+                targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
+            self.check_targets(targets, y)
+        else:
+            self._check_given(targets, y)
+        return network_step(self.network, self.objective, (x, y), targets, optimizer)
+
+    def generator_step(
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer | None,
+        generator_optimizer: Optimizer,
+        *,
+        meta_batch: Batch | None = None,
+        method: str = "forward",
+    ) -> StepResult:
+        """One step of the generator alone: the second stage of the paper's per-epoch schedule.
+
+        As :meth:`hypergradient` followed by the generator optimizer's step, with the generator's BatchNorm statistics
+        moved once. Arguments, result and errors as there.
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch, method)
+        inner = self._inner_step(optimizer)
+        check_optimizer(generator_optimizer, "generator_optimizer", self.generator, "generator", self.network)
+        return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, method)
+
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets fit the batch."""
-        check_rows(targets, y.shape[0])
+        check_rows(targets, y.shape[0], "generator")
 
     def _bilevel(self) -> Bilevel:
         return Bilevel(self.network, self.generator, self.objective, self.check_targets)
+
+    def _inner_step(self, optimizer: Optimizer | None) -> InnerStep:
+        if optimizer is None:
+            return InnerStep.sgd([p for p in self.network.parameters() if p.requires_grad], self.lr)
+        self._check_optimizers(optimizer)
+        return InnerStep(optimizer)
 
     def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None, method: str) -> Batch:
         check_choice(method, METHODS, "method", "'forward' is exact and the cheapest")
@@ -359,6 +415,9 @@ class AuxiliaryLabelGenerator(nn.Module):
 
     def _check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
         check_batch(x, y, names)
+
+    def _check_given(self, targets: Any, y: Tensor) -> None:
+        check_rows(targets, y.shape[0], "targets")
 
     def _check_optimizers(self, optimizer: Optimizer, generator_optimizer: Optimizer | None = None) -> None:
         check_optimizer(optimizer, "optimizer", self.network, "network", self.generator)

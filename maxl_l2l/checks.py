@@ -27,26 +27,26 @@ def check_batch(x: Any, y: Any, names: tuple[str, str]) -> None:
         )
 
 
-def check_rows(targets: Any, num_samples: int) -> None:
-    """Raises unless the generator's targets are a tensor with a row per sample."""
+def check_rows(targets: Any, num_samples: int, argument: str) -> None:
+    """Raises unless targets are a tensor with a row per sample."""
     if not isinstance(targets, Tensor) or targets.dim() < 1 or targets.shape[0] != num_samples:
         found = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(
-            f"`generator` must return a tensor with a target per sample, {num_samples} in all, found {found}. "
-            "Return one row for each row of x."
+            f"`{argument}` must give a tensor with a target per sample, {num_samples} in all, found {found}. "
+            "Give one row for each row of x."
         )
 
 
-def check_probabilities(targets: Tensor) -> None:
-    """Raises unless the generator's targets are non-negative and sum to 1 over dimension 1."""
+def check_probabilities(targets: Tensor, argument: str) -> None:
+    """Raises unless targets are non-negative and sum to 1 over dimension 1."""
     values = targets.detach()
     error = (values.sum(dim=1) - 1).abs().max()
     lowest = values.min()
     if not (lowest >= 0 and error <= 1e-3):
         raise ValueError(
-            f"`generator` must return probabilities, non-negative and summing to 1 over dimension 1, "
+            f"`{argument}` must give probabilities, non-negative and summing to 1 over dimension 1, "
             f"found a lowest entry of {lowest:.3g} and a sum that is {error:.3g} off. "
-            "End it with a softmax, or wrap its logits in LabelGenerator(body, psi)."
+            "End a generator with a softmax, or wrap its logits in LabelGenerator(body, psi)."
         )
 
 

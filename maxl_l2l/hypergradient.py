@@ -14,18 +14,26 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.optim import Optimizer
 
-from .errors import NonFiniteError
 from .inner_step import InnerStep
+from .passes import (
+    RandomState,
+    buffer_copies,
+    check_finite,
+    clones,
+    cuda_devices,
+    largest_entry,
+    virtual_pass,
+    write_buffers,
+)
 
 Batch = tuple[Any, Tensor]
 
@@ -96,7 +104,7 @@ def add_hypergradient(
     Raises:
         NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
     """
-    with torch.random.fork_rng(_cuda_devices(bilevel.network)):
+    with torch.random.fork_rng(cuda_devices(bilevel.network)):
         derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
     derivatives.check_finite()
     for parameter, grad in derivatives.generator_grads.items():
@@ -123,10 +131,53 @@ def fused_step(
     derivatives = METHODS[method](bilevel, batch, meta_batch, InnerStep(optimizer))
     derivatives.check_finite()
     _take_step(optimizer, derivatives.network_grads)
+    write_buffers(bilevel.network, derivatives.network_buffers)
     _take_step(generator_optimizer, derivatives.generator_grads)
-    _write_buffers(bilevel.network, derivatives.network_buffers)
-    _write_buffers(bilevel.generator, derivatives.generator_buffers)
+    write_buffers(bilevel.generator, derivatives.generator_buffers)
     return derivatives.result
+
+
+def generator_step(
+    bilevel: Bilevel,
+    batch: Batch,
+    meta_batch: Batch,
+    inner: InnerStep,
+    generator_optimizer: Optimizer,
+    method: str = "forward",
+) -> StepResult:
+    """One training step of the generator by the hypergradient through a virtual step of the network."""
+    derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
+    derivatives.check_finite()
+    _take_step(generator_optimizer, derivatives.generator_grads)
+    write_buffers(bilevel.generator, derivatives.generator_buffers)
+    return derivatives.result
+
+
+def network_step(
+    network: nn.Module, objective: Objective, batch: Batch, targets: Tensor | None, optimizer: Optimizer
+) -> StepResult:
+    """One training step of the network towards given auxiliary targets, or on the primary loss alone if None."""
+    x, y = batch
+    parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    buffers = buffer_copies(network)
+    outputs, auxiliary = virtual_pass(network, {}, buffers, x)
+    loss = primary_loss = objective.primary(outputs, y)
+    auxiliary_loss = None
+    if targets is not None:
+        auxiliary_loss = objective.auxiliary(auxiliary, targets)
+        loss = primary_loss + auxiliary_loss
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    grads = {parameter: grad for parameter, grad in zip(parameters, found) if grad is not None}
+    result = StepResult(
+        primary_loss.detach(),
+        None if auxiliary_loss is None else auxiliary_loss.detach(),
+        outputs=outputs.detach(),
+        targets=targets,
+    )
+    _Derivatives(result, grads, {}, buffers, {}).check_finite()
+    _take_step(optimizer, grads)
+    write_buffers(network, buffers)
+    return result
 
 
 def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
@@ -137,7 +188,7 @@ def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep
     stepped = [value.detach().requires_grad_() for value in inner.look_ahead(state.parameters, grads)]
     meta_loss = _meta_loss(bilevel, state, stepped, meta_batch)
     v = torch.autograd.grad(meta_loss, stepped, allow_unused=True)
-    rng = _RandomState(state.devices)
+    rng = RandomState(state.devices)
     state.rng.restore()
     tangent = _auxiliary_tangent(state, batch[0], [_product(slope, part) for slope, part in zip(slopes, v)])
     rng.restore()
@@ -180,12 +231,12 @@ class _InnerPass:
         self.network, self.generator, self.objective, check_targets = bilevel
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trainable), list(trainable.values())
-        self.devices = _cuda_devices(self.network)
+        self.devices = cuda_devices(self.network)
         self.before, self.buffers = buffer_copies(self.network), buffer_copies(self.network)
         self.generator_buffers = buffer_copies(self.generator)
         self.targets = virtual_pass(self.generator, {}, self.generator_buffers, x, y)
         check_targets(self.targets, y)
-        self.rng = _RandomState(self.devices)
+        self.rng = RandomState(self.devices)
         self.outputs, self.auxiliary = virtual_pass(self.network, {}, self.buffers, x)
         self.primary_loss = self.objective.primary(self.outputs, y)
         targets = self.targets if attached else self.targets.detach()
@@ -244,38 +295,11 @@ class _Derivatives:
         )
 
 
-def check_finite(terms: Mapping[str, Tensor | None]) -> None:
-    """Raises NonFiniteError, naming the first of several scalar terms that is NaN or infinite."""
-    found = {name: term.detach().float() for name, term in terms.items() if term is not None}
-    for name, value in zip(found, torch.stack(list(found.values())).tolist()):
-        if not abs(value) < float("inf"):
-            raise NonFiniteError(
-                name,
-                f"the {name} is {value}; no parameter was updated with it. "
-                "Lower the learning rates, clip gradients, or check the input for NaN.",
-            )
-
-
-def largest_entry(tensors: Iterable[Tensor]) -> Tensor | None:
-    """Returns the largest magnitude in several tensors, NaN if any entry is; None without tensors."""
-    norms = torch._foreach_norm(list(tensors), float("inf")) if (tensors := list(tensors)) else []
-    return torch.stack([norm.float() for norm in norms]).max() if norms else None
-
-
-def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
-    """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies."""
-    state = {**parameters, **buffers}
-    output = functional_call(module, state, args)
-    # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
-    buffers.update((name, state[name]) for name in buffers)
-    return output
-
-
 def _meta_loss(bilevel: Bilevel, state: _InnerPass, stepped: Sequence[Tensor], meta_batch: Batch) -> Tensor:
     """The primary loss of the meta batch at theta_1+."""
     x, y = meta_batch
     parameters = dict(zip(state.names, stepped))
-    outputs, _ = virtual_pass(bilevel.network, parameters, _clones(state.buffers), x)
+    outputs, _ = virtual_pass(bilevel.network, parameters, clones(state.buffers), x)
     return bilevel.objective.primary(outputs, y)
 
 
@@ -310,36 +334,3 @@ def _take_step(optimizer: Optimizer, grads: Mapping[Tensor, Tensor]) -> None:
     for parameter, grad in grads.items():
         parameter.grad = grad
     optimizer.step()
-
-
-def _write_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, buffer in module.named_buffers():
-            buffer.copy_(values[name])
-
-
-def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
-    return _clones(dict(module.named_buffers()))
-
-
-def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _cuda_devices(module: nn.Module) -> list[int]:
-    return sorted(
-        {p.device.index for p in module.parameters() if p.device.type == "cuda" and p.device.index is not None}
-    )
-
-
-class _RandomState:
-    """The state of the CPU's and the devices' random number generators at one moment."""
-
-    def __init__(self, devices: Iterable[int]) -> None:
-        self.cpu = torch.get_rng_state()
-        self.devices = {device: torch.cuda.get_rng_state(device) for device in devices}
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        for device, state in self.devices.items():
-            torch.cuda.set_rng_state(state, device)

@@ -96,15 +96,26 @@ class MAXL(AuxiliaryLabelGenerator):
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets are probabilities ``[N, K, ...]``."""
         super().check_targets(targets, y)
+        self._check_shape(targets, y, "generator")
+        # A masked softmax sums to 1 by construction; if it is NaN, the step says so.
+        if not isinstance(self.generator, LabelGenerator):
+            check_probabilities(targets, "generator")
+
+    def _check_given(self, targets: Any, y: Tensor) -> None:
+        super()._check_given(targets, y)
+        if targets.is_floating_point():
+            self._check_shape(targets, y, "targets")
+            check_probabilities(targets, "targets")
+        else:
+            self.hierarchy.check_auxiliary(targets, y, "targets")
+
+    def _check_shape(self, targets: Tensor, y: Tensor, argument: str) -> None:
         expected = [y.shape[0], self.hierarchy.num_auxiliary, *y.shape[1:]]
         if list(targets.shape) != expected:
             raise ValueError(
-                f"`generator` must return probabilities of shape {expected}, found {list(targets.shape)}. "
-                f"Give it sum(psi) = {self.hierarchy.num_auxiliary} classes in dimension 1."
+                f"`{argument}` must give probabilities of shape {expected}, found {list(targets.shape)}. "
+                f"There are sum(psi) = {self.hierarchy.num_auxiliary} classes in dimension 1."
             )
-        # A masked softmax sums to 1 by construction; if it is NaN, the step says so.
-        if not isinstance(self.generator, LabelGenerator):
-            check_probabilities(targets)
 
     def _check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
         super()._check_batch(x, y, names)

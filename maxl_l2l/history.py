@@ -1,0 +1,54 @@
+"""The history of a run: one record an epoch, saved as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import replace_file
+
+
+@dataclass
+class History:
+    """What a run measured.
+
+    Attributes:
+        settings: How the run was made: plain data.
+        epochs: One record an epoch, in order. Losses are means over the epoch's batches, in nats; accuracies are
+            fractions; see :func:`fit` for the keys.
+
+    Example:
+        >>> history = History(epochs=[{"epoch": 1, "primary_loss": 0.7}, {"epoch": 2, "primary_loss": 0.4}])
+        >>> history["primary_loss"]
+        [0.7, 0.4]
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __getitem__(self, key: str) -> list[Any]:
+        """Returns one quantity over the epochs.
+
+        Raises:
+            KeyError: No epoch has recorded it.
+        """
+        if not any(key in record for record in self.epochs):
+            known = ", ".join(self.epochs[-1]) if self.epochs else "nothing yet"
+            raise KeyError(f"the history has no {key!r}; it has recorded {known}")
+        return [record.get(key) for record in self.epochs]
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the history as JSON, replacing the file at once."""
+        text = json.dumps({"settings": self.settings, "epochs": self.epochs}, indent=1)
+        replace_file(path, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> History:
+        """Reads a history written by :meth:`save`."""
+        content = json.loads(Path(path).read_text())
+        return cls(content["settings"], content["epochs"])

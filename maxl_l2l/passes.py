@@ -1,0 +1,77 @@
+"""Virtual passes: calling a network at other parameters without moving its buffers or losing its random state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .errors import NonFiniteError
+
+
+def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
+    """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies."""
+    state = {**parameters, **buffers}
+    output = functional_call(module, state, args)
+    # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
+    buffers.update((name, state[name]) for name in buffers)
+    return output
+
+
+def write_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copies values into a module's buffers, by name."""
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            buffer.copy_(values[name])
+
+
+def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a copy of each of a module's buffers, by name."""
+    return clones(dict(module.named_buffers()))
+
+
+def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a copy of each tensor."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def cuda_devices(module: nn.Module) -> list[int]:
+    """Returns the indices of the CUDA devices that hold a module's parameters."""
+    return sorted(
+        {p.device.index for p in module.parameters() if p.device.type == "cuda" and p.device.index is not None}
+    )
+
+
+class RandomState:
+    """The state of the CPU's and the devices' random number generators at one moment."""
+
+    def __init__(self, devices: Iterable[int]) -> None:
+        self.cpu = torch.get_rng_state()
+        self.devices = {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    def restore(self) -> None:
+        """Puts the generators back into that state."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            torch.cuda.set_rng_state(state, device)
+
+
+def check_finite(terms: Mapping[str, Tensor | None]) -> None:
+    """Raises NonFiniteError, naming the first of several scalar terms that is NaN or infinite."""
+    found = {name: term.detach().float() for name, term in terms.items() if term is not None}
+    for name, value in zip(found, torch.stack(list(found.values())).tolist()):
+        if not abs(value) < float("inf"):
+            raise NonFiniteError(
+                name,
+                f"the {name} is {value}; no parameter was updated with it. "
+                "Lower the learning rates, clip gradients, or check the input for NaN.",
+            )
+
+
+def largest_entry(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Returns the largest magnitude in several tensors, NaN if any entry is; None without tensors."""
+    norms = torch._foreach_norm(list(tensors), float("inf")) if (tensors := list(tensors)) else []
+    return torch.stack([norm.float() for norm in norms]).max() if norms else None

@@ -1,0 +1,225 @@
+"""Label sources: where the auxiliary labels of a run come from, and what the generator learns from, if anything.
+
+One interface for all, so that comparisons are fair: the same training loop, network and optimizers serve every source.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from .algorithm import AuxiliaryLabelGenerator
+from .hierarchy import Hierarchy
+from .hypergradient import Batch, StepResult
+
+
+class LabelSource(ABC):
+    """What a training loop asks of a source of auxiliary labels.
+
+    Attributes:
+        trains_generator: Whether there is a second stage, which trains the generator.
+    """
+
+    trains_generator: bool = False
+
+    def label(self, dataset: Dataset[Any], psi: Hierarchy | Iterable[int]) -> Dataset[Any]:
+        """Returns the dataset that this source trains on.
+
+        Args:
+            dataset: Items ``(x, y)``; y is a primary class.
+            psi: The hierarchy, or its C sizes.
+
+        Returns:
+            The dataset itself, or one of items ``(x, y, label)`` for a source whose labels are fixed beforehand.
+        """
+        return dataset
+
+    @abstractmethod
+    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+        """Trains the network on one batch.
+
+        Args:
+            maxl: The learner.
+            batch: ``(x, y)``, or ``(x, y, label)`` from a labelled dataset.
+            optimizer: Holds the network's parameters.
+        """
+
+    def generator_step(
+        self,
+        maxl: AuxiliaryLabelGenerator,
+        batch: Any,
+        optimizer: Optimizer,
+        generator_optimizer: Optimizer,
+        meta_batch: Batch | None = None,
+    ) -> StepResult:
+        """Trains the generator on one batch; called only if :attr:`trains_generator`."""
+        raise NotImplementedError(f"{type(self).__name__} has no generator to train.")
+
+    def step(
+        self,
+        maxl: AuxiliaryLabelGenerator,
+        batch: Any,
+        optimizer: Optimizer,
+        generator_optimizer: Optimizer,
+        meta_batch: Batch | None = None,
+    ) -> StepResult:
+        """Trains the network, and the generator if there is one to train, on one batch."""
+        return self.network_step(maxl, batch, optimizer)
+
+
+class SingleTask(LabelSource):
+    """No auxiliary labels: the primary task alone, the baseline."""
+
+    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+        x, y = batch[:2]
+        return maxl.network_step(x, y, optimizer, auxiliary=False)
+
+
+class GeneratedLabels(LabelSource):
+    """Labels invented by the generator, which learns from the hypergradient: MAXL.
+
+    Args:
+        method: As in :meth:`AuxiliaryLabelGenerator.hypergradient`.
+    """
+
+    trains_generator = True
+
+    def __init__(self, method: str = "forward") -> None:
+        self.method = method
+
+    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+        x, y = batch[:2]
+        return maxl.network_step(x, y, optimizer)
+
+    def generator_step(
+        self,
+        maxl: AuxiliaryLabelGenerator,
+        batch: Any,
+        optimizer: Optimizer,
+        generator_optimizer: Optimizer,
+        meta_batch: Batch | None = None,
+    ) -> StepResult:
+        x, y = batch[:2]
+        return maxl.generator_step(x, y, optimizer, generator_optimizer, meta_batch=meta_batch, method=self.method)
+
+    def step(
+        self,
+        maxl: AuxiliaryLabelGenerator,
+        batch: Any,
+        optimizer: Optimizer,
+        generator_optimizer: Optimizer,
+        meta_batch: Batch | None = None,
+    ) -> StepResult:
+        x, y = batch[:2]
+        return maxl.step(x, y, optimizer, generator_optimizer, meta_batch=meta_batch, method=self.method)
+
+
+class EntropyLabels(GeneratedLabels):
+    """Labels of a generator trained by the regulariser alone: the control without a hypergradient.
+
+    What MAXL gains over this source is what the meta gradient earns; the rest is the extra soft task.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(method="regularizer")
+
+
+class FixedLabels(LabelSource):
+    """One auxiliary class per training sample, chosen before training."""
+
+    @abstractmethod
+    def assign(self, dataset: Dataset[Any], y: Tensor, hierarchy: Hierarchy) -> Tensor:
+        """Chooses the labels.
+
+        Args:
+            dataset: Items ``(x, y)``, N of them.
+            y: Their primary classes, int64, ``[N]``.
+            hierarchy: The hierarchy.
+
+        Returns:
+            Auxiliary classes, int64, ``[N]``, each in the block of its primary class.
+        """
+
+    def label(self, dataset: Dataset[Any], psi: Hierarchy | Iterable[int]) -> Dataset[Any]:
+        """Returns the dataset with a third element in each item, its auxiliary class.
+
+        Raises:
+            TypeError: The labels are not an int64 tensor.
+            ValueError: They are too many or too few, or lie outside the block of their primary class.
+        """
+        hierarchy = Hierarchy.of(psi)
+        y = torch.as_tensor([int(item[1]) for item in items(dataset)])
+        labels = self.assign(dataset, y, hierarchy)
+        hierarchy.check_auxiliary(labels, y)
+        return LabelledDataset(dataset, labels)
+
+    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+        if len(batch) != 3:
+            raise ValueError(
+                f"`loader` must yield (x, y, label) for {type(self).__name__}, found {len(batch)} elements. "
+                "Make it from source.label(dataset, psi)."
+            )
+        x, y, labels = batch
+        return maxl.network_step(x, y, optimizer, targets=labels)
+
+
+class RandomLabels(FixedLabels):
+    """A sub-class drawn at random for each sample, once: what an auxiliary task does by its mere presence.
+
+    Args:
+        seed: Seed of the draw.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def assign(self, dataset: Dataset[Any], y: Tensor, hierarchy: Hierarchy) -> Tensor:
+        sizes = torch.tensor(hierarchy.psi)
+        starts = sizes.cumsum(0) - sizes
+        draws = torch.rand(len(y), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        return starts[y] + (draws * sizes[y]).long()
+
+
+class HumanLabels(FixedLabels):
+    """Labels that somebody gave, the reference to reach without them.
+
+    Args:
+        labels: Auxiliary classes of the training set in its order, int64, ``[N]``.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def assign(self, dataset: Dataset[Any], y: Tensor, hierarchy: Hierarchy) -> Tensor:
+        return self.labels
+
+
+class LabelledDataset(Dataset[Any]):
+    """A dataset of ``(x, y)`` with a label added to each item.
+
+    Args:
+        dataset: Items ``(x, y)``, N of them.
+        labels: Shape ``[N]``.
+    """
+
+    def __init__(self, dataset: Dataset[Any], labels: Tensor) -> None:
+        self.dataset = dataset
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, Tensor]:
+        x, y = self.dataset[index][:2]
+        return x, y, self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def items(dataset: Dataset[Any]) -> Iterable[Any]:
+    """Iterates over a map-style dataset in order."""
+    return (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]

@@ -1,0 +1,347 @@
+"""The training loop: epochs, both schedules, evaluation, progress and checkpoints; the room that knows data loaders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .algorithm import AuxiliaryLabelGenerator
+from .checks import check_choice
+from .errors import NonFiniteError
+from .files import replace_file
+from .history import History
+from .hypergradient import StepResult
+from .measures import Means, Usage, accuracy
+from .passes import cuda_devices
+from .sources import GeneratedLabels, LabelSource
+
+try:
+    from tqdm import tqdm
+except ImportError:
+    tqdm = None
+
+SCHEDULES = ("batch", "epoch")
+CHECKPOINT_FORMAT = 1
+
+
+def fit(
+    maxl: AuxiliaryLabelGenerator,
+    loader: Iterable[Any],
+    epochs: int,
+    *,
+    optimizer: Optimizer | None = None,
+    generator_optimizer: Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    source: LabelSource | None = None,
+    schedule: str = "batch",
+    meta_loader: Iterable[Any] | None = None,
+    test_loader: Iterable[Any] | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+) -> History:
+    """Trains a model with auxiliary labels.
+
+    Args:
+        maxl: The learner; it is trained in place, and so is the user's model in it.
+        loader: Batches ``(x, y)``; ``(x, y, label)`` from ``source.label(dataset, psi)`` for fixed labels.
+        epochs: How many passes over loader.
+        optimizer: Of ``maxl.network.parameters()``; the paper's if None, SGD with ``maxl.lr``.
+        generator_optimizer: Of ``maxl.generator.parameters()``; the paper's if None, SGD 1e-3 with weight decay 5e-4.
+        schedulers: Learning-rate schedulers, stepped after each epoch.
+        source: Where the auxiliary labels come from; :class:`~maxl_l2l.sources.GeneratedLabels` if None.
+        schedule: ``"batch"``, one fused step of both networks a batch; ``"epoch"``, the paper's: an epoch of network
+            steps, then an epoch of generator steps.
+        meta_loader: Batches ``(x, y)`` of the meta loss, cycled through; the training batch itself if None.
+        test_loader: Batches ``(x, y)`` to evaluate on after each epoch.
+        seed: Seeds torch's random numbers for the run and restores them after it; left alone if None.
+        progress: Whether to show a progress bar, which needs tqdm; if it is installed if None.
+        checkpoint: A file to save the run to after each epoch, replaced as a whole.
+        resume: Whether to go on from checkpoint if it exists; a run so continued equals an uninterrupted one, as far as
+            its data order depends on torch's random numbers.
+
+    Returns:
+        The history. Each epoch records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``, ``regularizer``
+        (means over batches, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary classes that
+        were the most probable label of at least one sample) where they apply, ``test_loss`` and ``test_accuracy`` with
+        a test_loader, ``lr`` and ``seconds``.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit.
+        ImportError: progress is True and tqdm is missing.
+        NonFiniteError: A loss or gradient became NaN or infinite. The message names the step, the term and the last
+            checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved too.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> data = TensorDataset(torch.randn(32, 8), torch.randint(0, 2, (32,)))
+        >>> maxl = MAXL(nn.Linear(8, 2), psi=[3, 3])
+        >>> history = fit(maxl, DataLoader(data, batch_size=8, shuffle=True), epochs=2, seed=0, progress=False)
+        >>> len(history)
+        2
+    """
+    check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
+    if epochs < 1:
+        raise ValueError(f"`epochs` must be at least 1, found {epochs}. Say how often to go through loader.")
+    if resume and checkpoint is None:
+        raise ValueError("`resume` needs `checkpoint`, found None. Name the file to go on from.")
+    if progress and tqdm is None:
+        raise ImportError("progress=True needs tqdm, which is not installed. Run: pip install 'maxl_l2l[progress]'")
+    run = _Run(
+        maxl,
+        loader,
+        meta_loader,
+        test_loader,
+        optimizer or SGD(maxl.network.parameters(), lr=maxl.lr),
+        generator_optimizer or SGD(maxl.generator.parameters(), lr=1e-3, weight_decay=5e-4),
+        list(schedulers),
+        source or GeneratedLabels(),
+        schedule,
+        None if checkpoint is None else Path(checkpoint),
+        History(),
+    )
+    run.history.settings = run.settings(seed)
+    isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))
+    with isolated:
+        if seed is not None:
+            torch.manual_seed(seed)
+        if resume and run.checkpoint is not None and run.checkpoint.exists():
+            run.restore(run.checkpoint)
+        run.train(epochs, (tqdm is not None) if progress is None else progress)
+    return run.history
+
+
+def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, float]:
+    """Evaluates the model on data that it is not trained on, in evaluation mode.
+
+    Args:
+        maxl: The learner; its training mode is restored.
+        loader: Batches ``(x, y)``.
+
+    Returns:
+        ``loss``, the mean primary loss over samples, and ``accuracy``, a fraction, if y holds class indices.
+
+    Raises:
+        ValueError: loader is empty.
+    """
+    modes = {module: module.training for module in maxl.modules()}
+    device = _device(maxl)
+    totals = Means()
+    maxl.eval()
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                x, y = _moved(batch, device)[:2]
+                outputs = maxl(x)
+                totals.add("loss", maxl.objective.primary(outputs, y), len(y))
+                totals.add("accuracy", accuracy(outputs, y), len(y))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    found = totals.values()
+    if not found:
+        raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+    return found
+
+
+@dataclass
+class _Run:
+    """A training run: what it works on, where it stands."""
+
+    maxl: AuxiliaryLabelGenerator
+    loader: Iterable[Any]
+    meta_loader: Iterable[Any] | None
+    test_loader: Iterable[Any] | None
+    optimizer: Optimizer
+    generator_optimizer: Optimizer
+    schedulers: list[LRScheduler]
+    source: LabelSource
+    schedule: str
+    checkpoint: Path | None
+    history: History
+    steps: int = 0
+
+    def train(self, epochs: int, progress: bool) -> None:
+        sized = hasattr(self.loader, "__len__")
+        stages = 1 + (self.schedule == "epoch" and self.source.trains_generator)
+        per_epoch = stages * len(self.loader) if sized else None  # type: ignore[arg-type]
+        done = len(self.history)
+        with _Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
+            while len(self.history) < epochs:
+                try:
+                    self.history.epochs.append(self.epoch(bar))
+                except NonFiniteError as error:
+                    raise self.stopped(error) from error
+                bar.show(self.history.epochs[-1])
+                if self.checkpoint is not None:
+                    self.save(self.checkpoint)
+
+    def epoch(self, bar: _Bar) -> dict[str, Any]:
+        started = time.perf_counter()
+        means, usage = Means(), Usage()
+        self.maxl.train()
+        stages = self.stages()
+        for number, step in enumerate(stages):
+            for batch, meta_batch in self.batches(with_meta=number == len(stages) - 1):
+                result = step(batch, meta_batch)
+                self.steps += 1
+                if number == 0:
+                    self.measure_network(result, batch[1], means, usage)
+                means.add("meta_loss", result.meta_loss, len(batch[1]))
+                means.add("regularizer", result.regularizer, len(batch[1]))
+                bar.advance(means, usage)
+        if not self.steps:
+            raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+        record = {"epoch": len(self.history) + 1, **means.values(), **usage.values()}
+        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        for scheduler in self.schedulers:
+            scheduler.step()
+        if self.test_loader is not None:
+            found = evaluate(self.maxl, self.test_loader)
+            record |= {f"test_{name}": value for name, value in found.items()}
+        return record | {"seconds": round(time.perf_counter() - started, 3)}
+
+    def stages(self) -> list[Any]:
+        """What is done with each batch: in one pass over the data, or in two."""
+        networks, generators = self.optimizer, self.generator_optimizer
+        if self.schedule == "batch":
+            return [lambda batch, meta: self.source.step(self.maxl, batch, networks, generators, meta)]
+        stages: list[Any] = [lambda batch, meta: self.source.network_step(self.maxl, batch, networks)]
+        if self.source.trains_generator:
+            stages.append(lambda batch, meta: self.source.generator_step(self.maxl, batch, networks, generators, meta))
+        return stages
+
+    def batches(self, with_meta: bool) -> Iterator[tuple[Any, Any]]:
+        device = _device(self.maxl)
+        meta = _cycle(self.meta_loader) if with_meta and self.meta_loader is not None else None
+        for batch in self.loader:
+            yield _moved(batch, device), None if meta is None else _moved(next(meta), device)[:2]
+
+    @staticmethod
+    def measure_network(result: StepResult, y: Tensor, means: Means, usage: Usage) -> None:
+        means.add("primary_loss", result.primary_loss, len(y))
+        means.add("auxiliary_loss", result.auxiliary_loss, len(y))
+        if result.outputs is not None:
+            means.add("accuracy", accuracy(result.outputs, y), len(y))
+        usage.add(result.targets)
+
+    def stopped(self, error: NonFiniteError) -> NonFiniteError:
+        """Saves what was learned before the error and returns it with the place where it happened."""
+        where = f"stopped at step {self.steps + 1} (epoch {len(self.history) + 1})"
+        kept = "Pass checkpoint= to save a run; the learner holds the parameters before this step."
+        if self.checkpoint is not None:
+            last_good = self.checkpoint.with_name(f"{self.checkpoint.name}.stopped")
+            self.save(last_good)
+            last = self.checkpoint if self.checkpoint.exists() else "none yet"
+            kept = f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
+        return NonFiniteError(error.term, f"{where}: {error} {kept}")
+
+    def settings(self, seed: int | None) -> dict[str, Any]:
+        return {
+            "source": type(self.source).__name__,
+            "schedule": self.schedule,
+            "seed": seed,
+            "optimizer": type(self.optimizer).__name__,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "generator_optimizer": type(self.generator_optimizer).__name__,
+            "generator_lr": self.generator_optimizer.param_groups[0]["lr"],
+            "torch": str(torch.__version__),
+        }
+
+    def save(self, path: Path) -> None:
+        generators = [getattr(loader, "generator", None) for loader in (self.loader, self.meta_loader)]
+        state = {
+            "format": CHECKPOINT_FORMAT,
+            "maxl": self.maxl.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "settings": self.history.settings,
+            "epochs": self.history.epochs,
+            "steps": self.steps,
+            "random": torch.get_rng_state(),
+            "cuda": {device: torch.cuda.get_rng_state(device) for device in cuda_devices(self.maxl)},
+            "data": [None if generator is None else generator.get_state() for generator in generators],
+        }
+        replace_file(path, lambda file: torch.save(state, file))
+
+    def restore(self, path: Path) -> None:
+        state = torch.load(path, map_location=_device(self.maxl), weights_only=True)
+        if state.get("format") != CHECKPOINT_FORMAT or len(state["schedulers"]) != len(self.schedulers):
+            raise ValueError(
+                f"`checkpoint` must be of this run, found {path} of format {state.get('format')} with "
+                f"{len(state.get('schedulers', []))} schedulers. Name another file, or pass the same schedulers."
+            )
+        self.maxl.load_state_dict(state["maxl"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        for scheduler, saved in zip(self.schedulers, state["schedulers"]):
+            scheduler.load_state_dict(saved)
+        self.history.epochs, self.steps = state["epochs"], state["steps"]
+        torch.set_rng_state(state["random"].cpu())
+        for device, saved in state["cuda"].items():
+            torch.cuda.set_rng_state(saved.cpu(), device)
+        for loader, saved in zip((self.loader, self.meta_loader), state["data"]):
+            if saved is not None:
+                loader.generator.set_state(saved.cpu())  # type: ignore[union-attr]
+
+
+class _Bar:
+    """A progress bar that counts batches and shows the means of the epoch so far; silent if not wanted."""
+
+    def __init__(self, wanted: bool, total: int | None, initial: int) -> None:
+        self.bar = tqdm(total=total, initial=initial, unit="batch", dynamic_ncols=True) if wanted else None
+        self.shown = 0.0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, means: Means, usage: Usage) -> None:
+        if self.bar is not None:
+            self.bar.update()
+            # Reading the means waits for the device, so not at every batch.
+            if time.perf_counter() > self.shown + 1:
+                self.show({**means.values(), **usage.values()})
+
+    def show(self, record: dict[str, Any]) -> None:
+        if self.bar is not None:
+            values = {name: value for name, value in record.items() if name not in ("seconds", "lr")}
+            self.bar.set_postfix({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in values.items()})
+            self.shown = time.perf_counter()
+
+
+def _device(maxl: AuxiliaryLabelGenerator) -> torch.device:
+    return next(maxl.parameters()).device
+
+
+def _moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise TypeError(
+            f"`loader` must yield batches (x, y) or (x, y, label), found {type(batch).__name__}. "
+            "Give DataLoader a dataset of such tuples."
+        )
+    return tuple(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch)
+
+
+def _cycle(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("`meta_loader` must yield at least one batch, found none. Check the dataset behind it.")
