@@ -24,12 +24,12 @@ def connected_clone(module: ModuleType, shared: Iterable[object] = ()) -> Module
     Returns:
         A module of the same class whose parameters are tensors with a graph, not ``nn.Parameter``.
     """
-    kept = {id(thing): thing for thing in shared}
-    kept_tensors = {id(t) for thing in kept.values() if isinstance(thing, nn.Module) for t in _tensors(thing)}
-    memo: dict[int, object] = {
-        id(tensor): tensor.clone() for tensor in _tensors(module) if id(tensor) not in kept_tensors
-    }
-    return copy.deepcopy(module, memo | kept)
+    memo: dict[int, object] = {id(tensor): tensor.clone() for tensor in _tensors(module)}
+    for thing in shared:
+        memo[id(thing)] = thing
+        if isinstance(thing, nn.Module):
+            memo |= {id(tensor): tensor for tensor in _tensors(thing)}
+    return copy.deepcopy(module, memo)
 
 
 def replace_parameters(module: nn.Module, replacements: Mapping[Tensor, Tensor]) -> None:

@@ -168,12 +168,15 @@ def check_indices(labels: Any, num_classes: int, argument: str, kind: str) -> No
 
 
 def _checked_sizes(psi: Any) -> tuple[int, ...]:
-    if isinstance(psi, (str, bytes)) or not isinstance(psi, Iterable):
+    try:
+        entries = None if isinstance(psi, (str, bytes)) else list(psi)
+    except TypeError:
+        entries = None
+    if entries is None:
         raise TypeError(
             f"`psi` must be a list of integers, sub-classes per primary class, found {psi!r}. "
             "For 20 primary classes with 5 sub-classes each write psi=[5] * 20."
         )
-    entries = list(psi)
     if not entries:
         raise ValueError(
             "`psi` must have an entry for each primary class, found an empty list. "

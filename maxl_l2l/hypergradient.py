@@ -14,6 +14,8 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -305,6 +307,7 @@ def _meta_loss(bilevel: Bilevel, state: _InnerPass, stepped: Sequence[Tensor], m
 
 def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | None]) -> Tensor:
     """The derivative o' of the auxiliary outputs at theta_1 along a direction in parameter space."""
+    _load_forward_mode_rules()
     with torch.no_grad(), forward_ad.dual_level():
         duals = {
             name: forward_ad.make_dual(parameter.detach(), tangent)
@@ -314,6 +317,18 @@ def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | N
         _, auxiliary = virtual_pass(state.network, duals, state.before, x)
         tangent = forward_ad.unpack_dual(auxiliary).tangent
         return torch.zeros_like(state.auxiliary) if tangent is None else tangent
+
+
+@functools.cache
+def _load_forward_mode_rules() -> None:
+    """Has torch import its forward-mode rules, once.
+
+    In torch 2.15 that import calls the deprecated torch.jit.script and so warns users of something not theirs. To be
+    removed when torch's own import is silent.
+    """
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=Warning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def _pulled_back(state: _InnerPass, tangent: Tensor) -> Tensor:

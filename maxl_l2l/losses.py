@@ -152,7 +152,11 @@ def _check_logits(logits: Tensor, y: Tensor, num_auxiliary: int) -> None:
 
 
 def _check_target(logits: Tensor, target: Tensor) -> None:
-    if target.is_floating_point():
+    if logits.dim() < 2:
+        raise ValueError(
+            f"`logits` must have shape [N, C, ...], found {list(logits.shape)}. Put the class dimension second."
+        )
+    if isinstance(target, Tensor) and target.is_floating_point():
         if target.shape != logits.shape:
             raise ValueError(
                 f"`target` must have the shape of `logits`, {list(logits.shape)}, when it holds probabilities, "

@@ -71,8 +71,7 @@ class MAXL(AuxiliaryLabelGenerator):
             raise ValueError(
                 f"`entropy_weight` must be a finite number >= 0, found {entropy_weight}. The paper's is 0.2."
             )
-        if num_features is None:
-            head = resolve_head(model, head, hierarchy.num_primary)
+        head = resolve_head(model, head, hierarchy.num_primary, num_features)
         if generator is None:
             generator = default_generator(model, hierarchy, head, num_features)
         loss = partial(focal_loss_per_sample, gamma=gamma)

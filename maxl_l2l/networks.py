@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from .hierarchy import Hierarchy
 from .losses import softmax_in_block
@@ -53,20 +54,43 @@ class MultiTaskNetwork(nn.Module):
         if self.primary_head is not None:
             features = _as_tensor(self.module(x))
             return self.primary_head(features), self.auxiliary_head(features)
-        inputs: list[Tensor] = []
-        with self.module.get_submodule(self.head).register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
+        found: list[Tensor] = []
+
+        def read_features(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(self.auxiliary_head(args[0] if args else next(iter(kwargs.values()))))
+
+        head = self.module.get_submodule(self.head)
+        with head.register_forward_pre_hook(read_features, with_kwargs=True):
             primary = _as_tensor(self.module(x))
-        if len(inputs) != 1:
+        if len(found) != 1:
             raise RuntimeError(
-                f"`head` must run once in a forward pass, but {self.head!r} ran {len(inputs)} times. "
+                f"`head` must run once in a forward pass, but {self.head!r} ran {len(found)} times. "
                 "Name the layer that produces the primary logits with head=."
             )
-        return primary, _match_positions(self.auxiliary_head(inputs[0]), primary)
+        return primary, self._match_positions(found[0], primary)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the model's own output, untouched; for a headless backbone the primary logits ``[N, C]``."""
         output = self.module(*args, **kwargs)
         return output if self.primary_head is None else self.primary_head(output)
+
+    def _match_positions(self, auxiliary: Tensor, primary: Tensor) -> Tensor:
+        """Gives auxiliary logits the trailing dimensions of the primary ones: averaged, flattened or resized."""
+        if auxiliary.dim() > 2 and not self.is_dense:
+            auxiliary = auxiliary.movedim(-1, 1)  # a linear head applied to every position has its classes last
+        if auxiliary.shape[2:] == primary.shape[2:]:
+            return auxiliary
+        if primary.dim() == 2:
+            return auxiliary.flatten(2).mean(dim=2)
+        if auxiliary.shape[2:].numel() == primary.shape[2:].numel():
+            return auxiliary.reshape(*auxiliary.shape[:2], *primary.shape[2:])
+        modes = {3: "linear", 4: "bilinear", 5: "trilinear"}
+        if auxiliary.dim() != primary.dim() or auxiliary.dim() not in modes:
+            raise RuntimeError(
+                f"`head` must give logits for the positions of the model's output, found auxiliary logits "
+                f"{list(auxiliary.shape)} and an output {list(primary.shape)}. Name another layer with head=."
+            )
+        return F.interpolate(auxiliary, size=primary.shape[2:], mode=modes[auxiliary.dim()], align_corners=False)
 
 
 class LabelGenerator(nn.Module):
@@ -132,16 +156,11 @@ def multi_task_network(
         TypeError: model is not a module.
         ValueError: There is no head, no single one, or not one with num_primary outputs.
     """
-    _check_module(model)
-    if num_features is None:
-        name = resolve_head(model, head, num_primary)
+    name = resolve_head(model, head, num_primary, num_features)
+    if name is not None:
         return MultiTaskNetwork(model, resized_head(model.get_submodule(name), num_auxiliary), name)
-    if head is not None or num_primary is None or num_features < 1:
-        raise ValueError(
-            f"`num_features` must be the width (>= 1) of a headless backbone's output, with the number of primary "
-            f"outputs and without `head`, found {num_features!r}, {num_primary!r} and {head!r}. "
-            "Give `head` alone if the model has one."
-        )
+    assert num_features is not None  # by resolve_head
+    assert num_primary is not None
     primary_head = nn.Linear(num_features, num_primary, **_place(model))
     return MultiTaskNetwork(model, resized_head(primary_head, num_auxiliary), primary_head=primary_head)
 
@@ -179,18 +198,34 @@ def default_generator(
         body = resized_head(body, hierarchy.num_auxiliary)
     # Children first: a parent that initialises its children has the last word.
     for module in reversed(list(body.modules())):
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(reset):
-            reset()
+        _reset(module)
     for parameter in body.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return LabelGenerator(body, hierarchy).to(_place(model)["device"])
 
 
-def resolve_head(model: nn.Module, head: str | None, num_outputs: int | None) -> str:
-    """Returns the name of the model's head: the one given, if it fits, or the one found by :func:`find_head`."""
-    _check_module(model)
-    return find_head(model, num_outputs) if head is None else _checked_head(model, head, num_outputs)
+def resolve_head(
+    model: nn.Module, head: str | None, num_outputs: int | None, num_features: int | None = None
+) -> str | None:
+    """Returns the name of the model's head, given or found by :func:`find_head`; None for a headless backbone.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: There is no such head, or the arguments contradict each other.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`model` must be a torch.nn.Module, found {type(model).__name__}. Pass the model itself, not its class."
+        )
+    if num_features is None:
+        return find_head(model, num_outputs) if head is None else _checked_head(model, head, num_outputs)
+    if head is not None or num_outputs is None or num_features < 1:
+        raise ValueError(
+            f"`num_features` must be the width (>= 1) of a headless backbone's output, with the number of primary "
+            f"outputs and without `head`, found {num_features!r}, {num_outputs!r} and {head!r}. "
+            "Give `head` alone if the model has one."
+        )
+    return None
 
 
 def find_head(model: nn.Module, num_outputs: int | None) -> str:
@@ -272,11 +307,21 @@ def _checked_head(model: nn.Module, head: str, num_outputs: int | None) -> str:
     return head
 
 
-def _check_module(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"`model` must be a torch.nn.Module, found {type(model).__name__}. Pass the model itself, not its class."
-        )
+def _reset(module: nn.Module) -> None:
+    """Draws new values for a layer's parameters, if it knows how to."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if not callable(reset):
+        return
+    if not parametrize.is_parametrized(module):
+        reset()
+        return
+    # A parametrized tensor is computed anew at each access: draw into one that stays, then assign it.
+    places = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+    with parametrize.cached():
+        reset()
+        drawn = {name: getattr(module, name).detach().clone() for name in places}
+    for name, value in drawn.items():
+        setattr(module, name, value)
 
 
 def _place(model: nn.Module) -> dict[str, Any]:
@@ -308,13 +353,3 @@ def _as_tensor(output: Any) -> Tensor:
             "Wrap it in a module whose forward returns the logits alone."
         )
     return output
-
-
-def _match_positions(auxiliary: Tensor, primary: Tensor) -> Tensor:
-    """Gives convolutional auxiliary logits the trailing dimensions of the primary ones."""
-    if auxiliary.dim() > primary.dim() == 2:
-        return auxiliary.flatten(2).mean(dim=2)
-    if auxiliary.dim() > 2 and auxiliary.shape[2:] != primary.shape[2:]:
-        modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
-        return F.interpolate(auxiliary, size=primary.shape[2:], mode=modes[auxiliary.dim() - 2], align_corners=False)
-    return auxiliary

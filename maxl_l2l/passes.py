@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,29 @@ from .errors import NonFiniteError
 
 
 def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
-    """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies."""
-    state = {**parameters, **buffers}
-    output = functional_call(module, state, args)
+    """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies.
+
+    Names are those of ``named_parameters()`` and ``named_buffers()``: a tensor with two places has the first one's.
+    """
+    given = {**parameters, **buffers}
+    originals = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    names = {id(originals[name]): name for name in given}
+    # One entry a place, ties made here: with tie_weights=True torch (2.15) swaps a layer that is registered twice, or
+    # its buffers, twice, and then fails to put the original back.
+    places = {place: names[id(tensor)] for place, tensor in _places(module) if id(tensor) in names}
+    state = {place: given[name] for place, name in places.items()}
+    output = functional_call(module, state, args, tie_weights=False)
     # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
-    buffers.update((name, state[name]) for name in buffers)
+    buffers.update((name, state[place]) for place, name in places.items() if name in buffers)
     return output
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every place of a parameter or buffer in a module, with its tensor; each submodule once."""
+    for prefix, submodule in module.named_modules():
+        for name, tensor in (*submodule._parameters.items(), *submodule._buffers.items()):
+            if tensor is not None:
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def write_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -172,9 +172,9 @@ class _Run:
     steps: int = 0
 
     def train(self, epochs: int, progress: bool) -> None:
-        sized = hasattr(self.loader, "__len__")
-        stages = 1 + (self.schedule == "epoch" and self.source.trains_generator)
-        per_epoch = stages * len(self.loader) if sized else None  # type: ignore[arg-type]
+        per_epoch = _length(self.loader)
+        if per_epoch is not None:
+            per_epoch *= len(self.stages())
         done = len(self.history)
         with _Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
             while len(self.history) < epochs:
@@ -322,6 +322,14 @@ class _Bar:
             values = {name: value for name, value in record.items() if name not in ("seconds", "lr")}
             self.bar.set_postfix({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in values.items()})
             self.shown = time.perf_counter()
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    """Batches in a pass; None for a loader that can't tell (one of an iterable dataset has ``__len__`` and raises)."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _device(maxl: AuxiliaryLabelGenerator) -> torch.device:

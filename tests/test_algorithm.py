@@ -1,0 +1,529 @@
+"""The wrapper: learn2learn's interface, the general algorithm, and what bad input gets."""
+
+import copy
+import pickle
+import re
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator
+
+PSI = [2, 3]
+
+
+def mlp(outputs=2):
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def batch(size=6):
+    return torch.randn(size, 8), torch.randint(0, 2, (size,))
+
+
+def optimizers(maxl):
+    return torch.optim.SGD(maxl.network.parameters(), lr=0.1), torch.optim.Adam(maxl.generator.parameters(), lr=0.01)
+
+
+# ---- the contract
+
+
+def test_the_model_is_held_and_not_altered():
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    x, _ = batch()
+    expected = model.eval()(x)
+    maxl = MAXL(model, PSI)
+    assert maxl.module is model
+    assert maxl.network.module is model
+    assert type(model) is nn.Sequential
+    assert model.state_dict().keys() == before.keys()
+    torch.testing.assert_close(maxl(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(maxl.network(x)[0], expected, rtol=0, atol=0)
+
+
+def test_training_trains_the_users_own_model():
+    maxl = MAXL(mlp(), PSI)
+    before = copy.deepcopy(maxl.module.state_dict())
+    maxl.step(*batch(), *optimizers(maxl))
+    assert not torch.equal(maxl.module.state_dict()["0.weight"], before["0.weight"])
+    plain = mlp()
+    plain.load_state_dict(maxl.module.state_dict())  # deployed without MAXL
+    x, _ = batch()
+    torch.testing.assert_close(plain.eval()(x), maxl.eval()(x))
+
+
+def test_the_models_parameters_come_first():
+    model = mlp()
+    assert all(own is listed for own, listed in zip(model.parameters(), MAXL(model, PSI).parameters()))
+
+
+def test_unknown_attributes_are_looked_up_on_the_model():
+    class Model(nn.Module):
+        tag = "mine"
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.fc(x)
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("the wrapper's copy must not be the model's")
+
+    maxl = MAXL(Model(), PSI, generator=LabelGenerator(nn.Linear(8, 5), PSI))
+    assert maxl.tag == "mine"
+    assert maxl.fc is maxl.module.fc
+    assert getattr(maxl, "__deepcopy__", None) is None
+    with pytest.raises(AttributeError, match="nowhere"):
+        _ = maxl.nowhere
+
+
+def test_loss_is_the_focal_loss_of_both_tasks():
+    maxl = MAXL(mlp(), PSI).eval()
+    x, y = batch()
+    (primary, auxiliary), targets = maxl.network(x), maxl.generator(x, y)
+    p, q = primary.softmax(1), auxiliary.softmax(1)
+    own = -((1 - p) ** 2 * p.log())[torch.arange(6), y]
+    invented = -(targets * (1 - q) ** 2 * q.log()).sum(1)
+    torch.testing.assert_close(maxl.loss(x, y), own.mean() + invented.mean())
+    torch.testing.assert_close(maxl.primary_loss(x, y), own.mean())
+    mean = targets.mean(0)
+    torch.testing.assert_close(maxl.meta_loss(x, y), own.mean() + 0.2 * (mean * mean.log()).sum())
+
+
+def test_network_argument_stands_in_for_the_multi_task_network():
+    maxl = MAXL(mlp(), PSI)
+    other = copy.deepcopy(maxl.network).eval()
+    x, y = batch()
+    expected = maxl.eval().loss(x, y)
+    torch.nn.init.zeros_(maxl.module[3].weight)
+    assert not torch.allclose(maxl.loss(x, y), expected)
+    torch.testing.assert_close(maxl.loss(x, y, network=other), expected)
+    torch.testing.assert_close(maxl.primary_loss(x, y, other), maxl.objective.primary(other(x)[0], y))
+
+
+def test_given_targets_replace_the_generators():
+    maxl = MAXL(mlp(), PSI).eval()
+    x, _ = batch()
+    y = torch.zeros(6, dtype=torch.long)
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    soft = F.one_hot(labels, 5).float()
+    torch.testing.assert_close(maxl.loss(x, y, targets=labels), maxl.loss(x, y, targets=soft))
+
+
+def test_network_step_leaves_the_generator():
+    maxl = MAXL(mlp(), PSI)
+    before = copy.deepcopy(maxl.generator.state_dict())
+    result = maxl.network_step(*batch(), optimizers(maxl)[0])
+    torch.testing.assert_close(maxl.generator.state_dict(), before, rtol=0, atol=0)
+    assert result.meta_loss is None
+    assert result.targets.shape == (6, 5)
+
+
+def test_network_step_without_auxiliary_task_is_single_task_training():
+    maxl = MAXL(mlp(), PSI, gamma=0)
+    plain = copy.deepcopy(maxl.module)
+    x, y = batch()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    F.cross_entropy(plain(x), y).backward()
+    optimizer.step()
+    head = copy.deepcopy(maxl.network.auxiliary_head.state_dict())
+    result = maxl.network_step(x, y, optimizers(maxl)[0], auxiliary=False)
+    torch.testing.assert_close(maxl.module.state_dict(), plain.state_dict())
+    torch.testing.assert_close(maxl.network.auxiliary_head.state_dict(), head, rtol=0, atol=0)
+    assert result.auxiliary_loss is None
+
+
+def test_generator_step_leaves_the_network_and_moves_the_generators_statistics_once():
+    maxl = MAXL(mlp(), PSI)
+    optimizer, generator_optimizer = optimizers(maxl)
+    x, y = batch()
+    before = copy.deepcopy(maxl.network.state_dict())
+    expected = copy.deepcopy(maxl.generator)
+    expected(x, y)
+    maxl.generator_step(x, y, optimizer, generator_optimizer)
+    torch.testing.assert_close(maxl.network.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(dict(maxl.generator.named_buffers()), dict(expected.named_buffers()))
+    assert maxl.generator.body[0].weight.grad.norm() > 0
+    maxl.generator_step(x, y, None, generator_optimizer)  # plain gradient descent with maxl.lr
+
+
+# ---- clone and adapt
+
+
+def test_unrolled_clone_has_the_hypergradient_of_the_fused_engine():
+    maxl = MAXL(mlp().double(), PSI, lr=0.1)
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    learner = maxl.clone()
+    learner.adapt(learner.loss(x, y))
+    learner.meta_loss(x, y).backward()
+    explicit = [p.grad.clone() for p in maxl.generator.parameters()]
+    assert all(p.grad is not None for p in maxl.module.parameters())  # theta_1 too, as in MAML
+    maxl.zero_grad()
+    maxl.hypergradient(x, y)
+    torch.testing.assert_close([p.grad for p in maxl.generator.parameters()], explicit, rtol=1e-10, atol=1e-14)
+
+
+def test_two_inner_steps_match_central_differences():
+    torch.manual_seed(0)
+    maxl = MAXL(mlp().double(), PSI, lr=0.5)
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+
+    def meta_loss():
+        learner = maxl.clone()
+        for _ in range(2):
+            learner.adapt(learner.loss(x, y))
+        return learner.meta_loss(x, y)
+
+    weight = maxl.generator.body[0].weight
+    (grad,) = torch.autograd.grad(meta_loss(), weight)
+    direction = torch.randn_like(weight)
+    with torch.no_grad():
+        weight += 1e-5 * direction
+    above = meta_loss().item()
+    with torch.no_grad():
+        weight -= 2e-5 * direction
+    assert (above - meta_loss().item()) / 2e-5 == pytest.approx((grad * direction).sum().item(), rel=1e-6)
+
+
+def test_clone_is_independent_but_connected():
+    maxl = MAXL(mlp(), PSI)
+    before = copy.deepcopy(maxl.state_dict())
+    learner = maxl.clone()
+    assert type(learner) is MAXL
+    assert learner.hierarchy == maxl.hierarchy
+    assert learner.generator is maxl.generator
+    learner.adapt(learner.loss(*batch()))
+    learner(batch()[0])
+    moved = {name for name, value in maxl.state_dict().items() if not torch.equal(value, before[name])}
+    # The generator's pass in loss() is a real one; nothing of the network may move.
+    assert all(name.startswith("generator.") and ("running" in name or "batches" in name) for name in moved)
+    learner.meta_loss(*batch()).backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in maxl.module.parameters())
+
+
+def test_clone_flags_override_or_inherit():
+    maxl = MAXL(mlp(), PSI, allow_nograd=True)
+    assert maxl.allow_unused is True
+    learner = maxl.clone(allow_unused=False, allow_nograd=False)
+    assert (learner.first_order, learner.allow_unused, learner.allow_nograd) == (False, False, False)
+    again = maxl.clone()
+    assert (again.allow_unused, again.allow_nograd) == (True, True)
+
+
+def test_adapt_refuses_frozen_and_unused_parameters_by_name():
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    learner = MAXL(model, PSI).clone()
+    loss = learner.loss(*batch())
+    with pytest.raises(
+        RuntimeError, match=r"needs all of the model's parameters to be trainable, found frozen: 0\.wei"
+    ):
+        learner.adapt(loss)
+    learner.adapt(loss, allow_nograd=True)
+    learner = MAXL(mlp(), PSI).clone()
+    partial = learner.module[3].weight.norm()
+    with pytest.raises(RuntimeError, match=r"to enter `loss`, found unused: 0\.bias.* and 0 more|unused: 0\.bias"):
+        learner.adapt(partial)
+    learner = MAXL(mlp(), PSI).clone()
+    kept = learner.module[0].weight
+    learner.adapt(learner.module[3].weight.norm(), allow_unused=True)
+    assert learner.module[0].weight is kept
+
+
+def test_adapt_works_on_a_loss_of_the_users_own():
+    learner = MAXL(mlp(), PSI, lr=0.1).clone()
+    x, y = batch()
+    before = F.cross_entropy(learner(x), y)
+    learner.adapt(before)  # the auxiliary head goes unused
+    assert F.cross_entropy(learner(x), y) < before
+
+
+def test_first_order_warns_and_names_the_alternative():
+    with pytest.warns(
+        UserWarning, match=r"cuts the path from the primary loss to the generator.*Use step\(\)"
+    ) as caught:
+        maxl = MAXL(mlp(), PSI, first_order=True)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner = maxl.clone()  # said already
+        learner.adapt(learner.loss(*batch()))
+    maxl = MAXL(mlp(), PSI)
+    with pytest.warns(UserWarning, match="hypergradient"):
+        maxl.clone(first_order=True)
+    learner = maxl.clone()
+    loss = learner.loss(*batch())
+    with pytest.warns(UserWarning, match="hypergradient"):
+        learner.adapt(loss, first_order=True)
+
+
+def test_first_order_cuts_the_primary_path():
+    with pytest.warns(UserWarning, match="first_order"):
+        maxl = MAXL(mlp(), PSI, first_order=True, entropy_weight=0.0)
+    learner = maxl.clone()
+    learner.adapt(learner.loss(*batch()))
+    learner.primary_loss(*batch()).backward()
+    assert all(p.grad is None for p in maxl.generator.parameters())
+    assert all(p.grad is not None for p in maxl.module.parameters())
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda maxl: pickle.loads(pickle.dumps(maxl))], ids=["copy", "pickle"]
+)
+def test_copies_are_whole_and_independent(copied):
+    maxl = MAXL(mlp(), PSI)
+    twin = copied(maxl)
+    x, y = batch()
+    torch.testing.assert_close(twin.eval().loss(x, y), maxl.eval().loss(x, y))
+    twin.train().step(x, y, *optimizers(twin))
+    assert not torch.equal(twin.module[0].weight, maxl.module[0].weight)
+    assert twin.network.module is twin.module
+
+
+def test_headless_backbone_gets_a_primary_head():
+    backbone = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+    maxl = MAXL(backbone, PSI, num_features=16)
+    x, y = batch()
+    assert maxl.module is backbone
+    assert maxl(x).shape == (6, 2)
+    assert [output.shape[1] for output in maxl.network(x)] == [2, 5]
+    learner = maxl.clone()
+    learner.adapt(learner.loss(x, y))
+    maxl.step(x, y, *optimizers(maxl))
+
+
+# ---- the general algorithm
+
+
+class TargetRegressor(nn.Module):
+    """Invents a real-valued target from the sample and its label."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(9, 3)
+
+    def forward(self, x, y):
+        return self.body(torch.cat([x, y], dim=1))
+
+
+def test_general_wrapper_learns_regression_targets():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    learner = AuxiliaryLabelGenerator(
+        model,
+        TargetRegressor(),
+        3,
+        lr=0.1,
+        primary_loss=F.mse_loss,
+        auxiliary_loss=lambda outputs, targets: (outputs - targets).square().mean(dim=1),  # a value a sample
+        regularizer=lambda targets: 0.01 * targets.square().mean(),
+    ).double()
+    x, y = torch.randn(6, 8).double(), torch.randn(6, 1).double()
+    grads = {}
+    for method in ("forward", "unrolled"):
+        learner.zero_grad()
+        learner.hypergradient(x, y, method=method)
+        grads[method] = [p.grad for p in learner.generator.parameters()]
+    torch.testing.assert_close(grads["forward"], grads["unrolled"], rtol=1e-10, atol=1e-14)
+    inner = learner.clone()
+    inner.adapt(inner.loss(x, y))
+    learner.zero_grad()
+    inner.meta_loss(x, y).backward()
+    torch.testing.assert_close([p.grad for p in learner.generator.parameters()], grads["forward"])
+    result = learner.step(x, y, *optimizers(learner))
+    assert result.targets.shape == (6, 3)
+
+
+def test_general_wrapper_defaults_to_cross_entropy():
+    class Soft(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(8, 4)
+
+        def forward(self, x, y):
+            return self.body(x).softmax(dim=1)
+
+    learner = AuxiliaryLabelGenerator(mlp(), Soft(), 4).eval()
+    x, y = batch()
+    primary, auxiliary = learner.network(x)
+    expected = F.cross_entropy(primary, y) + F.cross_entropy(auxiliary, learner.generator(x, y))
+    torch.testing.assert_close(learner.loss(x, y), expected)
+    torch.testing.assert_close(learner.meta_loss(x, y), F.cross_entropy(primary, y))
+
+
+# ---- what bad input gets
+
+
+def tied_generator(model):
+    return LabelGenerator(nn.Sequential(model[0], nn.Linear(16, 5)), PSI)
+
+
+CONSTRUCTIONS = [
+    (lambda: MAXL(mlp(), []), ValueError, r"`psi` must have an entry for each primary class, found an empty list"),
+    (lambda: MAXL(mlp(), [2, 0]), ValueError, r"`psi` must hold integers >= 1, found 0 at position 1"),
+    (lambda: MAXL(mlp(), [2, 2.5]), TypeError, r"`psi` must hold integers, found 2.5 \(float\) at position 1"),
+    (lambda: MAXL(mlp(), [2, 2, 2]), ValueError, r"`psi` must have an entry per model output.*'3' \(2 outputs\)"),
+    (lambda: MAXL(mlp, PSI), TypeError, r"`model` must be a torch.nn.Module, found function"),
+    (lambda: MAXL(mlp(), PSI, gamma=-1), ValueError, r"`gamma` must be a finite number >= 0, found -1"),
+    (lambda: MAXL(mlp(), PSI, entropy_weight=-1), ValueError, r"`entropy_weight` must be a finite number >= 0"),
+    (lambda: MAXL(mlp(), PSI, head="9"), ValueError, r"`head` must name a linear layer.*found no such layer at '9'"),
+    (lambda: MAXL(mlp(), PSI, head="3", num_features=4), ValueError, r"`num_features` must be the width"),
+    (lambda: MAXL(mlp(), PSI, generator=abs), TypeError, r"`generator` must be a torch.nn.Module"),
+    (
+        lambda: MAXL(model := mlp(), PSI, generator=tied_generator(model)),
+        ValueError,
+        r"`generator` must not share parameters with `model`, found 2 shared: 0.weight, 0.bias.*copy.deepcopy",
+    ),
+    (
+        lambda: AuxiliaryLabelGenerator(mlp(), nn.Identity(), 0),
+        ValueError,
+        r"`num_outputs` must be at least 1, found 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("construct", "kind", "message"), CONSTRUCTIONS)
+def test_bad_construction_is_refused(construct, kind, message):
+    with pytest.raises(kind, match=message):
+        construct()
+
+
+X, Y = torch.zeros(4, 8), torch.tensor([0, 1, 0, 1])
+BATCHES = [
+    (X, Y.float(), TypeError, r"`y` must be an int64 tensor of primary class indices, found torch.float32.*\.long\(\)"),
+    (X, Y.int(), TypeError, r"`y` must be an int64 tensor"),
+    (X, [0, 1, 0, 1], TypeError, r"`y` must be a tensor, found list"),
+    (X, Y + 1, ValueError, r"`y` must hold primary class indices in 0..1, found 2"),
+    (X, Y - 1, ValueError, r"`y` must hold primary class indices in 0..1, found -1"),
+    (X, Y[:3], ValueError, r"`x` and `y` must have the same number of samples.*\[4, 8\] and \[3\]"),
+    (X[:0], Y[:0], ValueError, r"at least one"),
+    (X, Y[:, None], ValueError, r"`y` must have shape \[N\], one class per sample, found \[4, 1\]"),
+    (X, Y.to("meta"), ValueError, r"`x` and `y` must be on the same device, found cpu and meta"),
+]
+CALLS = {
+    "loss": lambda maxl, x, y: maxl.loss(x, y),
+    "primary_loss": lambda maxl, x, y: maxl.primary_loss(x, y),
+    "meta_loss": lambda maxl, x, y: maxl.meta_loss(x, y),
+    "hypergradient": lambda maxl, x, y: maxl.hypergradient(x, y),
+    "step": lambda maxl, x, y: maxl.step(x, y, *optimizers(maxl)),
+    "network_step": lambda maxl, x, y: maxl.network_step(x, y, optimizers(maxl)[0]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("x", "y", "kind", "message"), BATCHES)
+def test_bad_batch_is_refused_before_any_computation(call, x, y, kind, message):
+    maxl = MAXL(mlp(), PSI)
+    passes = []
+    for module in (maxl.module, maxl.generator):
+        module.register_forward_pre_hook(lambda *_: passes.append(1))
+    with pytest.raises(kind, match=message):
+        CALLS[call](maxl, x, y)
+    assert not passes
+
+
+class Returns(nn.Module):
+    """A generator that returns what it is told to."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.as_tensor(value)) if value is not None else None
+
+    def forward(self, x, y):
+        return self.value
+
+
+GENERATORS = [
+    (torch.full((3, 5), 0.2), r"`generator` must give a tensor with a target per sample, 4 in all, found \[3, 5\]"),
+    (None, r"`generator` must give a tensor with a target per sample, 4 in all, found NoneType"),
+    (torch.full((4, 4), 0.25), r"`generator` must give probabilities of shape \[4, 5\], found \[4, 4\]"),
+    (torch.tensor([[-0.2, 0.3, 0.3, 0.3, 0.3]] * 4), r"non-negative.*lowest entry of -0.2"),
+    (torch.full((4, 5), 0.3), r"summing to 1 over dimension 1, found .* a sum that is 0.5 off.*LabelGenerator"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), GENERATORS)
+def test_generators_that_return_no_probabilities_are_refused(value, message):
+    maxl = MAXL(mlp(), PSI, generator=Returns(value))
+    for call in (lambda: maxl.loss(X, Y), lambda: maxl.hypergradient(X, Y), lambda: maxl.meta_loss(X, Y)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_label_generator_of_the_wrong_width_is_refused():
+    maxl = MAXL(mlp(), PSI, generator=LabelGenerator(nn.Linear(8, 6), PSI))
+    with pytest.raises(ValueError, match=r"`generator` must give logits of shape \[4, 5\].*found \[4, 6\]"):
+        maxl.loss(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), ValueError, r"`targets` must give a tensor with a target per sample"),
+        (
+            torch.tensor([4, 4, 4, 4]),
+            ValueError,
+            r"`targets` must lie in the block of their primary class, found label 4",
+        ),
+        (torch.tensor([5, 0, 0, 0]), ValueError, r"`targets` must hold auxiliary class indices in 0..4, found 5"),
+        (torch.full((4, 5), 0.3), ValueError, r"`targets` must give probabilities"),
+        (torch.full((4, 4), 0.25), ValueError, r"`targets` must give probabilities of shape \[4, 5\]"),
+    ],
+)
+def test_bad_targets_are_refused(targets, kind, message):
+    maxl = MAXL(mlp(), PSI)
+    with pytest.raises(kind, match=message):
+        maxl.loss(X, Y, targets=targets)
+    with pytest.raises(kind, match=message):
+        maxl.network_step(X, Y, optimizers(maxl)[0], targets=targets)
+
+
+def test_optimizers_that_hold_the_wrong_parameters_are_refused():
+    maxl = MAXL(mlp(), PSI)
+    optimizer, generator_optimizer = optimizers(maxl)
+    foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    partial = torch.optim.SGD(maxl.module.parameters(), lr=0.1)
+    everything = torch.optim.SGD(maxl.parameters(), lr=0.1)
+    cases = [
+        (foreign, generator_optimizer, r"`optimizer` must hold all 8 trainable parameters of the network, found 0"),
+        (partial, generator_optimizer, r"found 6; missing: auxiliary_head.weight, auxiliary_head.bias"),
+        (
+            everything,
+            generator_optimizer,
+            r"`optimizer` must hold the parameters of the network alone.*maxl.parameters",
+        ),
+        (optimizer, foreign, r"`generator_optimizer` must hold all 6 trainable parameters of the generator, found 0"),
+        (optimizer, everything, r"`generator_optimizer` must hold the parameters of the generator alone"),
+    ]
+    for first, second, message in cases:
+        with pytest.raises(ValueError, match=message):
+            maxl.step(X, Y, first, second)
+    with pytest.raises(ValueError, match=cases[0][2]):
+        maxl.hypergradient(X, Y, optimizer=foreign)
+    with pytest.raises(TypeError, match=r"`optimizer` must be a torch.optim.Optimizer, found float"):
+        maxl.step(X, Y, 0.1, generator_optimizer)
+
+
+def test_frozen_parameters_need_no_optimizer():
+    model = mlp()
+    model[0].requires_grad_(False)
+    maxl = MAXL(model, PSI)
+    trainable = [p for p in maxl.network.parameters() if p.requires_grad]
+    maxl.step(X, Y, torch.optim.SGD(trainable, lr=0.1), optimizers(maxl)[1])
+
+
+def test_bad_options_of_the_hypergradient_are_refused():
+    maxl = MAXL(mlp(), PSI)
+    with pytest.raises(ValueError, match=r"`method` must be one of 'forward', 'unrolled', .*found 'magic'"):
+        maxl.hypergradient(X, Y, method="magic")
+    with pytest.raises(TypeError, match=r"`meta_batch` must be a pair \(x, y\), found Tensor"):
+        maxl.hypergradient(X, Y, meta_batch=X)
+    with pytest.raises(ValueError, match=re.escape("`meta_batch[1]` must hold primary class indices in 0..1, found 2")):
+        maxl.hypergradient(X, Y, meta_batch=(X, Y + 1))
+    with pytest.raises(TypeError, match=r"`optimizer` must be of a kind whose step can be differentiated.*Adagrad"):
+        maxl.step(X, Y, torch.optim.Adagrad(maxl.network.parameters()), optimizers(maxl)[1])

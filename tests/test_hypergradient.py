@@ -1,0 +1,325 @@
+"""The hypergradient: two roads to the same value, central differences of a real update, and the invariants."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, NonFiniteError
+
+PSI = [3, 4]
+OPTIMIZERS = {
+    "none": None,
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, amsgrad=True),
+}
+
+
+def cnn():
+    """BatchNorm and dropout, and smooth, so that central differences meet no kink."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(96, 2),
+    )
+
+
+def batch(size=10, seed=0, dtype=torch.float64):
+    numbers = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 1, 8, 8, generator=numbers, dtype=dtype)
+    return x, torch.randint(0, 2, (size,), generator=numbers)
+
+
+def trained(make_optimizer, dtype=torch.float64, **options):
+    """A learner after two steps, so that the optimizer has state to follow."""
+    torch.manual_seed(0)
+    maxl = MAXL(cnn().to(dtype), PSI, **options)
+    optimizer = None if make_optimizer is None else make_optimizer(maxl.network.parameters())
+    generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
+    for seed in range(2 if optimizer else 0):
+        maxl.step(*batch(seed=seed, dtype=dtype), optimizer, generator_optimizer)
+    maxl.generator.zero_grad()
+    return maxl, optimizer
+
+
+def hypergradient(maxl, x, y, **options):
+    maxl.generator.zero_grad()
+    torch.manual_seed(7)
+    maxl.hypergradient(x, y, **options)
+    return torch.cat([p.grad.flatten() for p in maxl.generator.parameters() if p.grad is not None])
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.2])
+def test_forward_equals_unrolled(kind, dtype, tolerance, entropy_weight):
+    maxl, optimizer = trained(OPTIMIZERS[kind], dtype, entropy_weight=entropy_weight)
+    x, y = batch(dtype=dtype)
+    meta = batch(size=7, seed=3, dtype=dtype)
+    forward = hypergradient(maxl, x, y, optimizer=optimizer, meta_batch=meta)
+    unrolled = hypergradient(maxl, x, y, optimizer=optimizer, meta_batch=meta, method="unrolled")
+    assert unrolled.norm() > 0
+    assert relative(forward, unrolled) <= tolerance
+
+
+def meta_loss_after_a_real_step(maxl, optimizer, x, y, meta):
+    """The meta loss by plain PyTorch: copies of the networks, backward() and optimizer.step()."""
+    maxl, optimizer = copy.deepcopy((maxl, optimizer))
+    optimizer = optimizer or torch.optim.SGD(maxl.network.parameters(), lr=maxl.lr)
+    torch.manual_seed(7)
+    targets = maxl.generator(x, y).detach()
+    optimizer.zero_grad()
+    maxl.loss(x, y, targets=targets).backward()
+    optimizer.step()
+    q = targets.mean(dim=0)
+    return maxl.primary_loss(*meta).item() + 0.2 * torch.special.xlogy(q, q).sum().item()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("method", ["forward", "unrolled"])
+def test_equals_central_differences_of_a_real_step(kind, method):
+    maxl, optimizer = trained(OPTIMIZERS[kind])
+    (x, y), meta = batch(), batch(size=7, seed=3)
+    found = hypergradient(maxl, x, y, optimizer=optimizer, meta_batch=meta, method=method)
+    parameters = list(maxl.generator.parameters())
+    directions = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        direction = [torch.randn(p.shape, generator=directions, dtype=p.dtype) for p in parameters]
+        length = 1e-4
+        values = []
+        for sign in (1, -2):  # there, then back past the start
+            with torch.no_grad():
+                for parameter, step in zip(parameters, direction):
+                    parameter.add_(step, alpha=sign * length)
+            values.append(meta_loss_after_a_real_step(maxl, optimizer, x, y, meta))
+        with torch.no_grad():
+            for parameter, step in zip(parameters, direction):
+                parameter.add_(step, alpha=length)
+        difference = (values[0] - values[1]) / (2 * length)
+        expected = torch.cat([step.flatten() for step in direction]) @ found
+        assert difference == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_hand_computed_value():
+    # One weight w shared by both logits of each task is zero, x = 1, y = 0: every quantity can be followed by hand.
+    # Squared errors: L1 = (w - 1)^2 + (a - t)^2 with a = u * w the auxiliary output of the feature w; lr = 0.1.
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))
+
+        def forward(self, x, y):
+            return self.value.expand(len(x), 1)
+
+    body, head = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    model = nn.Sequential(body, head).double()
+    learner = AuxiliaryLabelGenerator(
+        model, Constant(), 1, lr=0.1, head="1", primary_loss=nn.MSELoss(), auxiliary_loss=nn.MSELoss()
+    ).double()
+    with torch.no_grad():
+        body.weight.fill_(0.5)  # w
+        head.weight.fill_(2.0)  # h: primary output h w
+        learner.network.auxiliary_head.weight = nn.Parameter(torch.tensor([[3.0]], dtype=torch.float64))  # u
+    learner.hypergradient(torch.ones(1, 1).double(), torch.zeros(1, 1).double())
+    # dL1/dw = 2 h (h w) + 2 u (u w - t) = 4 - 3 = 1, dL1/dh = 2 w (h w) = 1; w+ = 0.4, h+ = 1.9.
+    # meta = (h+ w+)^2; d meta / d w+ = 2 h+^2 w+; dw+/dt = 0.1 * 2 u = 0.6; h+ does not depend on t.
+    expected = 2 * 1.9**2 * 0.4 * 0.6
+    assert learner.generator.value.grad.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_adds_to_an_existing_gradient():
+    maxl, _ = trained(None)
+    x, y = batch()
+    once = hypergradient(maxl, x, y)
+    torch.manual_seed(7)
+    maxl.hypergradient(x, y)
+    twice = torch.cat([p.grad.flatten() for p in maxl.generator.parameters()])
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_regularizer_method_is_the_entropy_gradient_alone():
+    maxl, _ = trained(None)
+    x, y = batch()
+    found = hypergradient(maxl, x, y, method="regularizer")
+    torch.manual_seed(7)
+    q = maxl.generator(x, y).mean(dim=0)
+    expected = torch.autograd.grad(0.2 * (q * q.log()).sum(), list(maxl.generator.parameters()))
+    torch.testing.assert_close(found, torch.cat([grad.flatten() for grad in expected]))
+
+
+class Snapshot:
+    """Everything that a hypergradient must leave as it was."""
+
+    def __init__(self, maxl, optimizer):
+        self.values = copy.deepcopy(
+            {
+                "parameters and buffers": maxl.state_dict(),
+                "gradients": [p.grad for p in maxl.network.parameters()],
+                "optimizer": optimizer.state_dict(),
+                "random state": torch.get_rng_state(),
+                "modes": [module.training for module in maxl.modules()],
+            }
+        )
+
+    def assert_unchanged(self, maxl, optimizer):
+        torch.testing.assert_close(Snapshot(maxl, optimizer).values, self.values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["nesterov", "adam"])
+@pytest.mark.parametrize("method", ["forward", "unrolled", "regularizer"])
+def test_leaves_everything_but_the_generator_gradient(kind, method):
+    maxl, optimizer = trained(OPTIMIZERS[kind])
+    before = Snapshot(maxl, optimizer)
+    maxl.hypergradient(*batch(), optimizer=optimizer, meta_batch=batch(seed=3), method=method)
+    before.assert_unchanged(maxl, optimizer)
+
+
+@pytest.mark.parametrize("call", range(4), ids=["generator", "inner pass", "meta pass", "forward-mode pass"])
+def test_leaves_everything_when_a_pass_raises(call):
+    maxl, optimizer = trained(OPTIMIZERS["adam"])
+    calls = []
+
+    def fail(module, args):
+        calls.append(module)
+        if len(calls) == call + 1:
+            raise RuntimeError("injected")
+
+    hooks = [module.register_forward_pre_hook(fail) for module in (maxl.generator, maxl.network)]
+    before = Snapshot(maxl, optimizer)
+    gradients = [p.grad for p in maxl.generator.parameters()]
+    with pytest.raises(RuntimeError, match="injected"):
+        maxl.hypergradient(*batch(), optimizer=optimizer)
+    before.assert_unchanged(maxl, optimizer)
+    assert [p.grad for p in maxl.generator.parameters()] == gradients
+    generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
+    calls.clear()
+    with pytest.raises(RuntimeError, match="injected"):
+        maxl.step(*batch(), optimizer, generator_optimizer)
+    torch.set_rng_state(before.values["random state"])  # a step that raises may have drawn random numbers
+    before.assert_unchanged(maxl, optimizer)
+    for hook in hooks:
+        hook.remove()
+
+
+def test_step_is_a_plain_step_of_the_network_and_the_hypergradient_of_the_generator():
+    maxl, optimizer = trained(OPTIMIZERS["nesterov"])
+    (x, y), meta = batch(), batch(size=7, seed=3)
+    plain, plain_optimizer = copy.deepcopy((maxl, optimizer))
+    expected = hypergradient(copy.deepcopy(maxl), x, y, meta_batch=meta)  # wrong rule: only to see that it matters
+    torch.manual_seed(7)
+    maxl.hypergradient(x, y, optimizer=optimizer, meta_batch=meta)
+    exact = torch.cat([p.grad.flatten() for p in maxl.generator.parameters()])
+    assert relative(expected, exact) > 1e-3
+
+    torch.manual_seed(7)
+    targets = plain.generator(x, y).detach()
+    plain_optimizer.zero_grad()
+    plain.loss(x, y, targets=targets).backward()
+    plain_optimizer.step()
+
+    start = torch.cat([p.detach().flatten().clone() for p in maxl.generator.parameters()])
+    torch.manual_seed(7)
+    result = maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=1.0), meta_batch=meta)
+    torch.testing.assert_close(maxl.network.state_dict(), plain.network.state_dict())
+    torch.testing.assert_close(optimizer.state_dict(), plain_optimizer.state_dict())
+    end = torch.cat([p.detach().flatten() for p in maxl.generator.parameters()])
+    torch.testing.assert_close(start - end, exact)
+    torch.testing.assert_close(result.targets, targets)
+
+
+def test_step_moves_batch_norm_statistics_once():
+    maxl, optimizer = trained(OPTIMIZERS["sgd"])
+    norms = [module for module in maxl.modules() if isinstance(module, nn.BatchNorm2d)]
+    counts = [int(norm.num_batches_tracked) for norm in norms]
+    maxl.step(*batch(), optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.1))
+    assert [int(norm.num_batches_tracked) for norm in norms] == [count + 1 for count in counts]
+    assert len(norms) == 2  # one in each network
+
+
+def test_follows_the_learning_rate_of_the_moment():
+    maxl, _ = trained(None, entropy_weight=0.0)
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=1e-5)
+    small = hypergradient(maxl, *batch(), optimizer=optimizer)
+    optimizer.param_groups[0]["lr"] = 2e-5
+    # So short a step leaves the meta loss linear in the rate.
+    assert relative(hypergradient(maxl, *batch(), optimizer=optimizer), 2 * small) < 1e-3
+
+
+def test_follows_parameter_groups():
+    maxl, _ = trained(None, entropy_weight=0.0)
+    frozen = {"params": list(maxl.module.parameters()), "lr": 0.0}
+    head = {"params": list(maxl.network.auxiliary_head.parameters()), "lr": 0.5}
+    # The auxiliary head alone moves, and the meta loss does not see it.
+    assert hypergradient(maxl, *batch(), optimizer=torch.optim.SGD([frozen, head])).norm() == 0
+
+
+def test_frozen_parameters_take_no_part():
+    torch.manual_seed(0)
+    model = cnn().double()
+    model[0].requires_grad_(False)
+    maxl = MAXL(model, PSI, entropy_weight=0.0)
+    forward = hypergradient(maxl, *batch())
+    assert relative(forward, hypergradient(maxl, *batch(), method="unrolled")) < 1e-10
+    assert forward.norm() > 0
+
+
+@pytest.mark.parametrize(
+    ("psi", "labels"),
+    [([3, 4], [0] * 6), ([1, 4], [0, 1] * 3), ([1, 1], [0, 1] * 3), ([2, 2], [1])],
+    ids=["absent class", "psi of one", "all ones", "batch of one"],
+)
+def test_edge_cases_stay_finite(psi, labels):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, len(psi))).double()
+    maxl = MAXL(model, psi)
+    x, y = torch.randn(len(labels), 8).double(), torch.tensor(labels)
+    optimizer = torch.optim.Adam(maxl.network.parameters(), lr=0.1)
+    with torch.no_grad():
+        model[0].bias[:4] = -100.0  # dead units: gradients that are exactly zero
+        model[2].weight.mul_(1e4)  # saturated logits
+    forward = hypergradient(maxl, x, y, optimizer=optimizer)
+    assert forward.isfinite().all()
+    torch.testing.assert_close(forward, hypergradient(maxl, x, y, optimizer=optimizer, method="unrolled"))
+
+
+def test_dense_labels_have_the_same_hypergradient_both_ways():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 1)).double()
+    maxl = MAXL(model, PSI)
+    x, y = torch.randn(3, 1, 6, 6).double(), torch.randint(0, 2, (3, 6, 6))
+    forward = hypergradient(maxl, x, y)
+    assert relative(forward, hypergradient(maxl, x, y, method="unrolled")) < 1e-10
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_input_names_the_term_and_updates_nothing(value):
+    maxl, optimizer = trained(OPTIMIZERS["adam"])
+    x, y = batch()
+    x[0, 0, 0, 0] = value
+    before = Snapshot(maxl, optimizer)
+    generator_optimizer = torch.optim.Adam(maxl.generator.parameters())
+    with pytest.raises(NonFiniteError, match=r"the primary loss is nan; no parameter was updated") as caught:
+        maxl.step(x, y, optimizer, generator_optimizer)
+    assert caught.value.term == "primary loss"
+    torch.set_rng_state(before.values["random state"])
+    before.assert_unchanged(maxl, optimizer)
+
+
+def test_non_finite_meta_loss_is_named():
+    maxl, optimizer = trained(OPTIMIZERS["sgd"])
+    meta_x, meta_y = batch(seed=3)
+    with pytest.raises(NonFiniteError, match="the meta loss is nan"):
+        maxl.hypergradient(*batch(), optimizer=optimizer, meta_batch=(meta_x * math.nan, meta_y))
+    assert all(p.grad is None for p in maxl.generator.parameters())

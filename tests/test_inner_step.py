@@ -1,0 +1,259 @@
+"""The differentiable inner step against the optimizers of torch.optim that it follows."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+
+from maxl_l2l.inner_step import InnerStep
+
+EPS = 1e-2  # Adam's: large enough that its first step, of slope lr * eps / grad^2, has a slope worth measuring
+ADAM = {"lr": 0.1, "eps": EPS, "betas": (0.7, 0.5)}  # a short memory, so that AMSGrad's maximum is sometimes the past
+
+OPTIMIZERS = {
+    "sgd": (SGD, {"lr": 0.1}),
+    "sgd-tensor-lr": (SGD, {"lr": torch.tensor(0.1, dtype=torch.float64)}),
+    "momentum": (SGD, {"lr": 0.1, "momentum": 0.9}),
+    "dampening": (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.4}),
+    "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "sgd-weight-decay": (SGD, {"lr": 0.1, "weight_decay": 0.3}),
+    "sgd-maximize": (SGD, {"lr": 0.1, "maximize": True, "weight_decay": 0.3}),
+    "sgd-all": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3, "maximize": True}),
+    "adam": (Adam, ADAM),
+    "adam-default": (Adam, {}),
+    "amsgrad": (Adam, ADAM | {"amsgrad": True}),
+    "adam-weight-decay": (Adam, ADAM | {"weight_decay": 0.3}),
+    "adam-maximize": (Adam, ADAM | {"maximize": True, "weight_decay": 0.3, "amsgrad": True}),
+    "adamw": (AdamW, ADAM | {"weight_decay": 0.3}),
+    "adamw-default": (AdamW, {}),
+    "adamw-all": (AdamW, ADAM | {"weight_decay": 0.3, "amsgrad": True, "maximize": True}),
+}
+if "decoupled_weight_decay" in inspect.signature(Adam).parameters:
+    OPTIMIZERS["adam-decoupled"] = (Adam, ADAM | {"weight_decay": 0.3, "decoupled_weight_decay": True})
+
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def random_tensors(seed, like):
+    """Entries of magnitude >= 0.1, away from the kink of Adam's first step."""
+    generator = torch.Generator().manual_seed(seed)
+    values = [torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one.dtype) for one in like]
+    return [value + 0.1 * value.sign() for value in values]
+
+
+def new_parameters():
+    shapes = [(3, 4), (4,), (2, 2, 2), (), (5,)]
+    parameters = random_tensors(0, [torch.empty(shape, dtype=torch.float64) for shape in shapes])
+    parameters[0] = parameters[0].t()  # not contiguous
+    return [parameter.requires_grad_() for parameter in parameters]
+
+
+def after_steps(name, num_steps):
+    """Parameters in two groups, and their optimizer after some steps that parameter 1 sat out at first."""
+    kind, options = OPTIMIZERS[name]
+    parameters = new_parameters()
+    optimizer = kind(
+        [{"params": parameters[:3]}, {"params": parameters[3:], "lr": 0.02, "weight_decay": 0.7}], **options
+    )
+    for step in range(num_steps):
+        grads = random_tensors(10 + step, parameters)
+        take_step(parameters, optimizer, [grads[0], grads[1] if step > 0 else None, *grads[2:]])
+    return parameters, optimizer
+
+
+def take_step(parameters, optimizer, grads):
+    for parameter, grad in zip(parameters, grads):
+        parameter.grad = None if grad is None else grad.detach().clone()
+    optimizer.step()
+
+
+def real_step(parameters, optimizer, grads):
+    """Where the optimizer itself would go; it and the parameters stay where they are."""
+    parameters, optimizer = copy.deepcopy((parameters, optimizer))
+    take_step(parameters, optimizer, grads)
+    return [parameter.detach() for parameter in parameters]
+
+
+def assert_all_close(found, expected, rtol=1e-12, atol=1e-14):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one.detach(), other, rtol=rtol, atol=atol)
+
+
+@each_optimizer
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+@pytest.mark.parametrize("unused", [(), (0, 3)], ids=["all", "some-unused"])
+def test_look_ahead_is_where_the_optimizer_goes(name, num_steps, unused):
+    parameters, optimizer = after_steps(name, num_steps)
+    grads = [None if at in unused else grad for at, grad in enumerate(random_tensors(1, parameters))]
+    stepped = InnerStep(optimizer).look_ahead(parameters, grads)
+    assert_all_close(stepped, real_step(parameters, optimizer, grads))
+    moved = [not torch.equal(one, other) for one, other in zip(stepped, parameters)]
+    assert moved == [at not in unused for at in range(len(parameters))]
+
+
+@each_optimizer
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_slopes_are_central_differences_of_the_optimizers_step(name, num_steps):
+    parameters, optimizer = after_steps(name, num_steps)
+    grads = random_tensors(1, parameters)
+    grads[2] = None
+    slopes = InnerStep(optimizer).slopes(parameters, grads)
+    # The optimizers act elementwise, so that all entries may be shifted at once.
+    h = 1e-5
+    above, below = (
+        real_step(parameters, optimizer, [None if grad is None else grad + shift for grad in grads])
+        for shift in (h, -h)
+    )
+    expected = [(up - down) / (2 * h) for up, down in zip(above, below)]
+    assert slopes[2] is None
+    del slopes[2], expected[2]
+    # Truncation h^2, rounding 1e-16 / h = 1e-11.
+    assert_all_close(slopes, expected, rtol=1e-6, atol=1e-9)
+
+
+@each_optimizer
+def test_slopes_are_the_derivative_of_look_ahead(name):
+    parameters, optimizer = after_steps(name, 2)
+    grads = [grad.requires_grad_() for grad in random_tensors(1, parameters)]
+    inner = InnerStep(optimizer)
+    total = sum(stepped.sum() for stepped in inner.look_ahead(parameters, grads))
+    assert_all_close(inner.slopes(parameters, grads), torch.autograd.grad(total, grads))
+
+
+@each_optimizer
+def test_slopes_are_computed_without_grad_mode_and_carry_no_graph(name):
+    parameters, optimizer = after_steps(name, 1)
+    grads = random_tensors(1, parameters)
+    inner = InnerStep(optimizer)
+    with torch.no_grad():
+        slopes = inner.slopes(parameters, grads)
+    assert not any(slope.requires_grad for slope in slopes)
+    assert all(torch.equal(*pair) for pair in zip(slopes, inner.slopes(parameters, grads)))
+
+
+@each_optimizer
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_zero_gradient_gives_no_nan(name, num_steps):
+    kind, options = OPTIMIZERS[name]
+    parameters = new_parameters()
+    optimizer = kind(parameters, **options)
+    grads = random_tensors(1, parameters)
+    grads[0][:, 1] = grads[4][2] = 0  # a dead unit: its gradient was always 0
+    for _ in range(num_steps):
+        take_step(parameters, optimizer, grads)
+    grads[1] = torch.zeros_like(grads[1])  # a gradient that is 0 only now
+    attached = [grad.requires_grad_() for grad in grads]
+    stepped = InnerStep(optimizer).look_ahead(parameters, attached)
+    assert_all_close(stepped, real_step(parameters, optimizer, grads))
+    derivatives = torch.autograd.grad(sum(one.sum() for one in stepped), attached)
+    for derivative, slope in zip(derivatives, InnerStep(optimizer).slopes(parameters, grads)):
+        assert slope.isfinite().all()
+        assert torch.equal(derivative, slope)
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_slope_of_adam_at_a_dead_unit_is_that_of_momentum_over_eps(kind, amsgrad, num_steps):
+    parameter = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = kind([parameter], lr=0.1, eps=EPS, betas=(0.7, 0.5), amsgrad=amsgrad)
+    zero = torch.zeros_like(parameter)
+    for _ in range(num_steps):
+        take_step([parameter], optimizer, [zero])
+    (slope,) = InnerStep(optimizer).slopes([parameter], [zero])
+    expected = -0.1 * (1 - 0.7) / (1 - 0.7 ** (num_steps + 1)) / EPS
+    torch.testing.assert_close(slope, torch.full_like(zero, expected), rtol=1e-12, atol=0)
+
+
+@each_optimizer
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_looking_ahead_changes_nothing(name, num_steps):
+    parameters, optimizer = after_steps(name, num_steps)
+    before, state = copy.deepcopy((parameters, optimizer.state_dict()))
+    held = [parameter.grad for parameter in parameters]
+    inner, grads = InnerStep(optimizer), random_tensors(1, parameters)
+    inner.look_ahead(parameters, grads)
+    inner.slopes(parameters, grads)
+    torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
+    assert all(torch.equal(now, then) for now, then in zip(parameters, before))
+    assert all(parameter.grad is grad for parameter, grad in zip(parameters, held))
+    assert all(torch.equal(now, then) for now, then in zip(grads, random_tensors(1, parameters)))
+
+
+@each_optimizer
+def test_the_step_taken_afterwards_does_not_move_what_was_looked_up(name):
+    parameters, optimizer = after_steps(name, 1)
+    grads = random_tensors(1, parameters)
+    stepped = InnerStep(optimizer).look_ahead(parameters, grads)
+    before = [value.clone() for value in stepped]
+    take_step(parameters, optimizer, grads)
+    assert all(torch.equal(now, then) for now, then in zip(stepped, before))
+    assert_all_close(stepped, [parameter.detach() for parameter in parameters])
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize(
+    "make_scheduler",
+    [lambda optimizer: ExponentialLR(optimizer, 0.5), lambda optimizer: OneCycleLR(optimizer, 0.5, total_steps=9)],
+    ids=["rate", "rate-and-momentum"],
+)
+def test_inner_step_follows_a_scheduler(name, make_scheduler):
+    parameters, optimizer = after_steps(name, 0)
+    inner, scheduler = InnerStep(optimizer), make_scheduler(optimizer)
+    grads, distances = random_tensors(1, parameters), []
+    for _ in range(3):
+        stepped = inner.look_ahead(parameters, grads)
+        assert_all_close(stepped, real_step(parameters, optimizer, grads))
+        distances.append(inner.slopes(parameters, grads)[0].abs().sum().item())
+        take_step(parameters, optimizer, grads)
+        scheduler.step()
+    assert len(set(distances)) == 3
+
+
+def test_a_changed_group_is_read_at_the_next_call():
+    parameters, optimizer = after_steps("momentum", 1)
+    inner, grads = InnerStep(optimizer), random_tensors(1, parameters)
+    inner.look_ahead(parameters, grads)
+    optimizer.param_groups[1] |= {"lr": 3.0, "momentum": 0.1, "weight_decay": 0.0}
+    assert_all_close(inner.look_ahead(parameters, grads), real_step(parameters, optimizer, grads))
+
+
+def test_any_selection_of_the_optimizers_parameters_can_be_looked_ahead():
+    parameters, optimizer = after_steps("adamw", 2)
+    grads = random_tensors(1, parameters)
+    order = [4, 0, 3]
+    selected = InnerStep(optimizer).look_ahead([parameters[at] for at in order], [grads[at] for at in order])
+    everything = real_step(parameters, optimizer, grads)
+    assert_all_close(selected, [everything[at] for at in order])
+
+
+def test_parameters_keep_their_dtype_and_shape():
+    parameters = [torch.ones(2, 3, dtype=dtype, requires_grad=True) for dtype in (torch.float32, torch.float64)]
+    parameters[0] = torch.ones(2, 3, requires_grad=True)
+    optimizer = Adam(parameters, lr=0.1)
+    grads = random_tensors(1, parameters)
+    inner = InnerStep(optimizer)
+    for values in (inner.look_ahead(parameters, grads), inner.slopes(parameters, grads)):
+        assert [(value.dtype, value.shape) for value in values] == [(p.dtype, p.shape) for p in parameters]
+
+
+def test_plain_descent_subtracts_the_scaled_gradient():
+    parameters = new_parameters()
+    inner, grads = InnerStep.sgd(iter(parameters), lr=0.25), random_tensors(1, parameters)
+    assert_all_close(inner.look_ahead(parameters, grads), [(p - 0.25 * g).detach() for p, g in zip(parameters, grads)])
+    assert all((slope == -0.25).all() for slope in inner.slopes(parameters, grads))
+
+
+class SlowSGD(SGD):
+    """A kind of its own: what its step does is not known."""
+
+
+@pytest.mark.parametrize("kind", [RMSprop, Adagrad, SlowSGD])
+def test_optimizer_without_a_rule_raises(kind):
+    message = r"`optimizer` must be of a kind whose step can be differentiated \(Adam, AdamW, SGD\), found "
+    with pytest.raises(TypeError, match=message + f"{kind.__name__}. Use one of these for the network"):
+        InnerStep(kind(new_parameters(), lr=0.1))

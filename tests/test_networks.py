@@ -1,0 +1,493 @@
+"""The multi-task network around models of every kind, the search for their heads, and the default generator."""
+
+import copy
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from maxl_l2l import MAXL, Hierarchy, LabelGenerator, MultiTaskNetwork, masked_softmax
+from maxl_l2l.networks import default_generator, find_head, multi_task_network
+
+C, K = 4, 6
+PSI = [1, 2, 1, 2]
+
+
+def torchvision_model(name):
+    return getattr(torchvision.models, name)(weights=None, num_classes=C)
+
+
+def vit():
+    return VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=C
+    )
+
+
+TORCHVISION_HEADS = {
+    "resnet18": "fc",
+    "vgg11_bn": "classifier.6",
+    "mobilenet_v3_small": "classifier.3",
+    "squeezenet1_1": "classifier.1",
+    "efficientnet_b0": "classifier.1",
+    "convnext_tiny": "classifier.2",
+    "densenet121": "classifier",
+    "vit": "heads.head",
+}
+
+
+class Segmenter(nn.Module):
+    """Halves the resolution, classifies each position, and resizes the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.head = nn.Conv2d(8, C, 1)
+
+    def forward(self, x):
+        logits = self.head(self.body(x).relu())
+        return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+class Wrapped(nn.Module):
+    """A linear head whose use in the forward pass a test chooses."""
+
+    def __init__(self, forward=lambda head, x: head(x)):
+        super().__init__()
+        self.head = nn.Linear(8, C)
+        self.route = forward
+
+    def forward(self, x):
+        return self.route(self.head, x)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, C))
+
+
+def num_hooks(model):
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+
+
+def snapshot(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_state(model, before):
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.fixture(scope="module", params=TORCHVISION_HEADS)
+def torchvision_case(request):
+    """A torchvision model in eval mode, the name of its head, and images."""
+    torch.manual_seed(0)
+    model = vit() if request.param == "vit" else torchvision_model(request.param)
+    if request.param == "vit":
+        nn.init.normal_(model.heads.head.weight)  # which torchvision sets to zero
+    return model.eval(), TORCHVISION_HEADS[request.param], torch.randn(2, 3, 32, 32)
+
+
+def test_head_of_torchvision_model_is_found(torchvision_case):
+    model, head, _ = torchvision_case
+    assert find_head(model, C) == find_head(model, None) == head
+
+
+@torch.no_grad()
+def test_torchvision_model_is_left_as_it_is(torchvision_case):
+    model, _, x = torchvision_case
+    kind, keys, expected = type(model), list(model.state_dict()), model(x)
+    network = multi_task_network(model, C, K, None, None)
+    primary, _ = network(x)
+    assert network.module is model
+    assert type(model) is kind
+    assert list(model.state_dict()) == keys
+    assert torch.equal(primary, expected)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(network.predict(x), expected)
+    assert num_hooks(model) == 0
+
+
+@torch.no_grad()
+def test_auxiliary_logits_are_the_head_of_the_features_that_enter_the_models_own(torchvision_case):
+    model, head, x = torchvision_case
+    network = multi_task_network(model, C, K, None, None)
+    seen = []
+    with model.get_submodule(head).register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        model(x)
+    expected = network.auxiliary_head(seen[0])
+    if expected.dim() == 4:  # squeezenet averages over positions after its convolutional head
+        expected = expected.mean(dim=(2, 3))
+    _, auxiliary = network(x)
+    assert auxiliary.shape == (2, K)
+    assert auxiliary.std() > 0
+    # The same numbers up to the order of a mean.
+    torch.testing.assert_close(auxiliary, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "num_outputs", "head"),
+    [
+        (nn.Linear(8, C), C, ""),
+        (nn.Sequential(nn.Linear(8, C), nn.ReLU(), nn.Linear(C, C)), C, "2"),
+        (nn.ModuleDict({"linear": nn.Linear(8, C), "convolution": nn.Conv2d(3, C, 1)}), C, "linear"),
+        (nn.Sequential(nn.Linear(8, C), nn.ReLU(), nn.Linear(C, 2)), C, "0"),
+        (nn.Sequential(nn.Linear(8, C), nn.ReLU(), nn.Linear(C, 2)), None, "2"),
+        (nn.Sequential(nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(8, C, 3)), C, "1"),
+        (nn.ModuleDict({"encoder": nn.Linear(8, 8), "decoder": nn.Conv3d(8, C, 1)}), C, "decoder"),
+    ],
+    ids=["itself", "sequence", "linear-first", "by-width", "last-of-any", "transposed", "volume"],
+)
+def test_head_is_found_by_its_number_of_outputs(model, num_outputs, head):
+    assert find_head(model, num_outputs) == head
+
+
+def test_several_candidates_are_listed_by_name():
+    model = nn.ModuleDict({"left": nn.Linear(8, C), "right": nn.Linear(8, C), "other": nn.Linear(8, 7)})
+    expected = f"`head` must be named, as 2 layers have {C} outputs: 'left', 'right'. Pass .* head='right'"
+    with pytest.raises(ValueError, match=expected):
+        MAXL(model, PSI)
+    assert multi_task_network(model, C, K, "left", None).head == "left"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.Sequential(nn.Flatten()),
+            "`psi` must have an entry per model output: no .* no linear layer or convolution",
+        ),
+        (mlp(), f"`psi` must have an entry per model output: .* with 3 outputs was found, .*'4' \\({C} outputs\\)"),
+    ],
+    ids=["no-layer", "width"],
+)
+def test_model_without_a_fitting_head_raises(model, message):
+    with pytest.raises(ValueError, match=message):
+        MAXL(model, [2, 2, 2])
+
+
+def test_model_without_any_layer_has_no_head():
+    with pytest.raises(ValueError, match=r"the model must have a head: .* with any outputs"):
+        find_head(nn.ReLU(), None)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("9", "`head` must name .*, found no such layer at '9'. The model has: '0', '4'."),
+        ("2", "`head` must name .*, found a ReLU at '2'"),
+        ("0", f"`psi` must have an entry per model output: it has {C}, the head '0' has 16 outputs. Give psi 16"),
+    ],
+    ids=["unknown", "no-layer", "width"],
+)
+def test_wrong_name_of_a_head_raises(head, message):
+    with pytest.raises(ValueError, match=message):
+        MAXL(mlp(), PSI, head=head)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_features": 8}], ids=["head", "headless"])
+@pytest.mark.parametrize(("model", "found"), [(print, "builtin_function_or_method"), (nn.Linear, "type")])
+def test_model_that_is_no_module_raises(model, found, options):
+    with pytest.raises(TypeError, match=f"`model` must be a torch.nn.Module, found {found}. Pass the model itself"):
+        MAXL(model, PSI, **options)
+
+
+def test_own_state_dict_loads_into_the_bare_model():
+    torch.manual_seed(0)
+    model, bare, x = mlp().eval(), mlp().eval(), torch.randn(3, 8)
+    MAXL(model, PSI)
+    bare.load_state_dict(model.state_dict())
+    assert torch.equal(bare(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("route", "error"),
+    [
+        (lambda head, x: head(x[:, :2]), RuntimeError),
+        (lambda head, x: head(x).no_such_method(), AttributeError),
+        (lambda head, x: {"out": head(x)}, TypeError),
+    ],
+    ids=["in-head", "after-head", "output"],
+)
+def test_no_hook_is_left_behind_by_an_exception(route, error):
+    model = Wrapped(route)
+    with pytest.raises(error):
+        multi_task_network(model, C, K, None, None)(torch.ones(2, 8))
+    assert num_hooks(model) == 0
+
+
+def test_hooks_of_the_user_are_kept_and_run_once():
+    model, calls = Wrapped(), []
+    model.head.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    model.head.register_forward_hook(lambda *_: calls.append("post"))
+    multi_task_network(model, C, K, None, None)(torch.ones(2, 8))
+    assert calls == ["pre", "post"]
+    assert num_hooks(model) == 2
+
+
+@pytest.mark.parametrize("size", [(9, 12), (8, 8)])
+def test_dense_auxiliary_logits_follow_the_resizing_of_the_primary(size):
+    torch.manual_seed(0)
+    model = Segmenter()
+    network = multi_task_network(model, C, K, None, None)
+    x = torch.randn(2, 3, *size)
+    primary, auxiliary = network(x)
+    coarse = network.auxiliary_head(model.body(x).relu())
+    assert network.is_dense
+    assert (primary.shape, auxiliary.shape) == ((2, C, *size), (2, K, *size))
+    assert coarse.shape[2:] != size
+    assert torch.equal(auxiliary, F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutional_head_gets_a_convolution_of_the_same_geometry(num_dims, transposed):
+    torch.manual_seed(0)
+    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{num_dims}d")
+    options = {"output_padding": 1} if transposed else {"padding_mode": "circular", "dilation": 2}
+    head = kind(4, C, 3, stride=2, padding=2, bias=False, dtype=torch.float64, **options)
+    network = multi_task_network(nn.Sequential(nn.Identity(), head), C, K, None, None)
+    primary, auxiliary = network(torch.randn(2, 4, *[9] * num_dims, dtype=torch.float64))
+    assert type(network.auxiliary_head) is kind
+    for name in ("kernel_size", "stride", "padding", "dilation", "output_padding", "padding_mode", "bias"):
+        assert getattr(network.auxiliary_head, name) == getattr(head, name)
+    assert auxiliary.shape == (2, K, *primary.shape[2:])
+    assert auxiliary.dtype == torch.float64
+
+
+def test_grouped_head_gets_an_auxiliary_head_of_any_width():
+    model = nn.Sequential(nn.Conv2d(C, C, 1, groups=C))
+    assert multi_task_network(model, C, 7, None, None)(torch.zeros(1, C, 2, 2))[1].shape == (1, 7, 2, 2)
+
+
+def test_positions_pooled_after_a_convolutional_head_are_averaged():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, C, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, x = multi_task_network(model, C, K, None, None), torch.randn(2, 3, 5, 4)
+    primary, auxiliary = network(x)
+    assert (primary.shape, auxiliary.shape) == ((2, C), (2, K))
+    torch.testing.assert_close(auxiliary, network.auxiliary_head(x).mean(dim=(2, 3)))
+
+
+def test_tokens_pooled_after_a_linear_head_leave_the_classes():
+    torch.manual_seed(0)
+    model = Wrapped(lambda head, x: head(x).mean(dim=1))
+    network, x = multi_task_network(model, C, K, None, None), torch.randn(2, 5, 8)
+    primary, auxiliary = network(x)
+    assert (primary.shape, auxiliary.shape) == ((2, C), (2, K))
+    torch.testing.assert_close(auxiliary, network.auxiliary_head(x).mean(dim=1))
+
+
+def test_head_called_by_keyword_is_seen():
+    network = multi_task_network(Wrapped(lambda head, x: head(input=x)), C, K, None, None)
+    x = torch.ones(2, 8)
+    assert torch.equal(network(x)[1], network.auxiliary_head(x))
+
+
+@pytest.mark.parametrize("output", [dict, tuple, list])
+def test_model_that_returns_no_tensor_raises(output):
+    model = Wrapped(lambda head, x: output({"out": head(x)}))
+    with pytest.raises(TypeError, match=f"`model` must return its logits as one tensor, found {output.__name__}. Wrap"):
+        multi_task_network(model, C, K, None, None)(torch.ones(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("route", "times"), [(lambda head, x: head(x) + head(-x), 2), (lambda head, x: x[:, :C], 0)], ids=["twice", "never"]
+)
+def test_head_that_does_not_run_once_raises(route, times):
+    with pytest.raises(
+        RuntimeError, match=f"`head` must run once in a forward pass, but 'head' ran {times} times. Name"
+    ):
+        multi_task_network(Wrapped(route), C, K, None, None)(torch.ones(2, 8))
+
+
+def test_headless_backbone_gets_both_heads():
+    torch.manual_seed(0)
+    backbone, x = nn.Sequential(nn.Linear(8, 5), nn.Tanh()).double(), torch.randn(3, 8, dtype=torch.float64)
+    maxl = MAXL(backbone, PSI, num_features=5)
+    primary, auxiliary = maxl.network(x)
+    assert maxl.module is backbone
+    assert torch.equal(primary, maxl.network.primary_head(backbone(x)))
+    assert torch.equal(auxiliary, maxl.network.auxiliary_head(backbone(x)))
+    assert torch.equal(maxl(x), primary)
+    assert maxl.generator(x, torch.tensor([0, 1, 3])).shape == (3, K)
+
+
+@pytest.mark.parametrize("options", [{"num_features": 0}, {"num_features": -1}, {"num_features": 16, "head": "4"}])
+def test_wrong_width_of_a_headless_backbone_raises(options):
+    with pytest.raises(ValueError, match=r"`num_features` must be the width \(>= 1\) .* and without `head`, found"):
+        MAXL(mlp(), PSI, **options)
+
+
+def test_default_generator_has_the_models_architecture_with_k_outputs():
+    torch.manual_seed(0)
+    model = torchvision_model("mobilenet_v3_small")
+    body = MAXL(model, PSI).generator.body
+    assert [type(module) for module in body.modules()] == [type(module) for module in model.modules()]
+    own, copied = model.state_dict(), body.state_dict()
+    different = {name for name in own if own[name].shape != copied[name].shape}
+    assert list(own) == list(copied)
+    assert different == {"classifier.3.weight", "classifier.3.bias"}
+    assert copied["classifier.3.bias"].shape == (K,)
+
+
+@pytest.mark.parametrize("make", [mlp, vit, Segmenter, lambda: nn.Linear(8, C)], ids=["mlp", "vit", "dense", "linear"])
+def test_default_generator_shares_nothing_with_the_model(make):
+    model = make()
+    before = snapshot(model)
+    generator = MAXL(model, PSI).generator
+    own = {tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in [*generator.parameters(), *generator.buffers()])
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.fill_(3.0)
+    assert_same_state(model, before)
+
+
+def normalised(parametrization):
+    return nn.Sequential(parametrization(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, C))
+
+
+@pytest.mark.parametrize(
+    ("make", "head"),
+    [
+        (mlp, "4"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, C)), "3"),
+        (lambda: nn.TransformerEncoderLayer(C, 2, 8), "linear2"),
+        (lambda: normalised(nn.utils.parametrizations.weight_norm), "2"),
+        (lambda: normalised(nn.utils.parametrizations.spectral_norm), "2"),
+    ],
+    ids=["mlp", "cnn", "attention", "weight-norm", "spectral-norm"],
+)
+def test_default_generator_is_freshly_initialised(make, head):
+    torch.manual_seed(0)
+    model = make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    generator = default_generator(model, Hierarchy(PSI), head, None)
+    assert [name for name, parameter in generator.body.named_parameters() if (parameter == 7.0).any()] == []
+
+
+def test_default_generator_forgets_the_models_batch_statistics():
+    torch.manual_seed(0)
+    model = mlp()
+    model(torch.randn(16, 8) + 5)
+    norm = MAXL(model, PSI).generator.body[1]
+    assert norm.num_batches_tracked == 0
+    assert (norm.running_mean == 0).all()
+    assert (norm.running_var == 1).all()
+
+
+def test_generators_of_two_wrappers_start_differently():
+    torch.manual_seed(0)
+    model = mlp()
+    first, second = (MAXL(model, PSI).generator.body for _ in range(2))
+    assert not any(torch.equal(first[at].weight, second[at].weight) for at in (0, 4))
+
+
+def test_default_generator_of_a_frozen_model_is_trainable():
+    model = mlp().requires_grad_(False)
+    maxl = MAXL(model, PSI)
+    assert all(parameter.requires_grad for parameter in maxl.generator.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_wrapping_keeps_parameters_buffers_and_mode(training):
+    model = mlp().train(training)
+    before = snapshot(model)
+    MAXL(model, PSI)
+    assert_same_state(model, before)
+    assert model.training is training
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_new_parts_take_the_models_dtype(dtype):
+    maxl = MAXL(mlp().to(dtype), PSI)
+    assert {p.dtype for p in [*maxl.generator.parameters(), *maxl.network.auxiliary_head.parameters()]} == {dtype}
+
+
+def test_model_that_cannot_be_copied_needs_a_generator():
+    model = Wrapped()
+    model.last = model(torch.ones(1, 8))  # a result kept as attribute: it has a graph, so deepcopy refuses it
+    with pytest.raises(ValueError, match=r"`generator` must be given .* can't be copied: .*Pass generator=LabelGener"):
+        MAXL(model, PSI)
+    generator = LabelGenerator(nn.Linear(8, K), PSI)
+    assert MAXL(model, PSI, generator=generator).generator is generator
+
+
+def test_label_generator_is_the_masked_softmax_of_its_body():
+    torch.manual_seed(0)
+    generator, x, y = LabelGenerator(nn.Linear(8, K), PSI), torch.randn(4, 8), torch.tensor([0, 1, 3, 1])
+    assert torch.equal(generator(x, y), masked_softmax(generator.body(x), y, PSI))
+
+
+def test_label_generator_makes_dense_labels():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 8, 6), torch.randint(C, (2, 8, 6))
+    probs = MAXL(Segmenter(), PSI).generator(x, y)
+    assert probs.shape == (2, K, 8, 6)
+    assert (probs[~Hierarchy(PSI).mask(y)] == 0).all()
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(2, 8, 6))
+
+
+def test_label_generator_of_half_precision_gives_float32():
+    generator = LabelGenerator(nn.Linear(8, K).bfloat16(), PSI)
+    assert generator(torch.ones(2, 8, dtype=torch.bfloat16), torch.tensor([0, 1])).dtype == torch.float32
+
+
+def test_labels_are_differentiable_in_the_body():
+    torch.manual_seed(0)
+    generator, x = LabelGenerator(nn.Linear(8, K), PSI), torch.randn(4, 8)
+    probs = generator(x, torch.tensor([1, 1, 3, 0]))
+    weight, _ = torch.autograd.grad(probs.square().sum(), list(generator.parameters()))
+    moved = weight.abs().sum(dim=1) > 0
+    assert moved.tolist() == [False, True, True, False, True, True]  # only blocks of two classes can move
+
+
+def test_hierarchy_adds_no_key_to_the_label_generators_state_but_moves_with_it():
+    generator = LabelGenerator(nn.Linear(8, K), PSI)
+    assert list(generator.state_dict()) == ["body.weight", "body.bias"]
+    assert generator.to("meta").primary_of_auxiliary.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("body", "y", "expected", "found"),
+    [
+        (nn.Linear(8, 5), torch.tensor([0, 1]), [2, K], [2, 5]),
+        (nn.Linear(8, K), torch.tensor([0, 1, 2]), [3, K], [2, K]),
+        (nn.Linear(8, K), torch.zeros(2, 3, dtype=torch.long), [2, K, 3], [2, K]),
+    ],
+    ids=["width", "batch", "dense"],
+)
+def test_label_generator_refuses_logits_of_another_shape(body, y, expected, found):
+    message = f"`generator` must give logits of shape {expected} before its softmax, found {found}. Give its network"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LabelGenerator(body, PSI)(torch.ones(2, 8), y)
+
+
+def test_multi_task_network_trains_the_model_through_both_heads():
+    torch.manual_seed(0)
+    network = multi_task_network(mlp(), C, K, None, None)
+    assert isinstance(network, MultiTaskNetwork)
+    names = [name for name, _ in network.named_parameters()]
+    assert names[-2:] == ["auxiliary_head.weight", "auxiliary_head.bias"]
+    _, auxiliary = network(torch.randn(4, 8))
+    auxiliary.square().sum().backward()
+    without = {name for name, parameter in network.named_parameters() if parameter.grad is None}
+    assert without == {"module.4.weight", "module.4.bias"}
+
+
+def test_copy_of_a_multi_task_network_reads_its_own_features():
+    torch.manual_seed(0)
+    network, x = multi_task_network(mlp().eval(), C, K, None, None).eval(), torch.randn(3, 8)
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        network.module[0].weight.zero_()
+    assert not torch.equal(network(x)[1], twin(x)[1])
+    assert torch.equal(twin(x)[1], twin.auxiliary_head(twin.module[:4](x)))

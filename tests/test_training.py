@@ -1,0 +1,322 @@
+"""The training loop: schedules, evaluation, history, seeds, checkpoints, and what stops it."""
+
+import copy
+import io
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import maxl_l2l.training
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, History, NonFiniteError, evaluate, fit
+
+PSI = [2, 3]
+
+
+def learner():
+    torch.manual_seed(0)
+    return MAXL(nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2)), PSI)
+
+
+def data(size=40, seed=0):
+    numbers = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 4, generator=numbers)
+    return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def loader(size=40, seed=0):
+    return DataLoader(data(size, seed), batch_size=10, shuffle=True)
+
+
+def optimizers(maxl):
+    return {
+        "optimizer": torch.optim.SGD(maxl.network.parameters(), lr=0.1, momentum=0.9),
+        "generator_optimizer": torch.optim.Adam(maxl.generator.parameters(), lr=0.01),
+    }
+
+
+@pytest.mark.parametrize("schedule", ["batch", "epoch"])
+def test_training_generalises_and_records(schedule):
+    maxl = learner()
+    history = fit(
+        maxl,
+        loader(),
+        15,
+        **optimizers(maxl),
+        schedule=schedule,
+        test_loader=loader(200, 1),
+        seed=0,
+        progress=False,
+    )
+    assert len(history) == 15
+    record = history.epochs[-1]
+    expected = {"epoch", "primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "accuracy", "sub_classes"}
+    assert set(record) == expected | {"test_loss", "test_accuracy", "lr", "seconds"}
+    assert record["test_accuracy"] > 0.85
+    assert history["primary_loss"][-1] < history["primary_loss"][0]
+    assert 2 <= record["sub_classes"] <= 5
+    assert -math.log(5) <= record["regularizer"] / 0.2 <= 0
+    assert history.settings["schedule"] == schedule
+
+
+def test_batch_schedule_is_the_fused_step():
+    maxl, batches = learner(), DataLoader(data(), batch_size=10)
+    twin = copy.deepcopy(maxl)
+    fit(maxl, batches, 2, **optimizers(maxl), seed=3, progress=False)
+    made = optimizers(twin)
+    torch.manual_seed(3)
+    for _ in range(2):
+        for x, y in batches:
+            twin.step(x, y, made["optimizer"], made["generator_optimizer"])
+    torch.testing.assert_close(maxl.state_dict(), twin.state_dict(), rtol=0, atol=0)
+
+
+def test_epoch_schedule_is_network_steps_then_generator_steps():
+    maxl, batches, meta = (
+        learner(),
+        list(DataLoader(data(), batch_size=10)),
+        list(DataLoader(data(16, 5), batch_size=8)),
+    )
+    twin = copy.deepcopy(maxl)
+    fit(maxl, batches, 1, **optimizers(maxl), schedule="epoch", meta_loader=meta, seed=3, progress=False)
+    made = optimizers(twin)
+    torch.manual_seed(3)
+    for x, y in batches:
+        twin.network_step(x, y, made["optimizer"])
+    metas = [*meta, *meta]
+    network = copy.deepcopy(twin.network.state_dict())
+    for (x, y), meta_batch in zip(batches, metas):
+        twin.generator_step(x, y, made["optimizer"], made["generator_optimizer"], meta_batch=meta_batch)
+    torch.testing.assert_close(maxl.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(maxl.network.state_dict(), network, rtol=0, atol=0)
+
+
+def test_defaults_are_the_papers():
+    maxl = learner()
+    history = fit(maxl, loader(), 1, progress=False)
+    settings = history.settings
+    assert (settings["optimizer"], settings["lr"]) == ("SGD", maxl.lr)
+    assert (settings["generator_optimizer"], settings["generator_lr"]) == ("SGD", 1e-3)
+    assert settings["source"] == "GeneratedLabels"
+
+
+def test_schedulers_are_stepped_once_an_epoch():
+    maxl = learner()
+    made = optimizers(maxl)
+    scheduler = torch.optim.lr_scheduler.StepLR(made["optimizer"], step_size=2, gamma=0.5)
+    history = fit(maxl, loader(), 4, **made, schedulers=[scheduler], progress=False)
+    assert history["lr"] == [0.1, 0.1, 0.05, 0.05]
+
+
+def test_seed_decides_the_run_and_leaves_the_random_state():
+    found = []
+    for noise in (1, 2):
+        maxl = learner()
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        fit(maxl, loader(), 2, **optimizers(maxl), seed=5, progress=False)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(maxl.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_evaluate_matches_plain_pytorch_and_restores_modes():
+    maxl = learner()
+    maxl.network.module[1].eval()  # a frozen BatchNorm stays as the user set it
+    x, y = data().tensors
+    found = evaluate(maxl, DataLoader(data(), batch_size=16))
+    assert maxl.training
+    assert not maxl.network.module[1].training
+    logits = maxl.module.eval()(x)
+    probs = logits.softmax(1)[torch.arange(40), y]
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
+    assert found["loss"] == pytest.approx((-((1 - probs) ** 2) * probs.log()).mean().item(), rel=1e-5)
+
+
+def test_loaders_without_length_will_do():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.randn(4), torch.tensor(number % 2)) for number in range(12)])
+
+    history = fit(learner(), DataLoader(Stream(), batch_size=4), 2, progress=True)
+    assert len(history) == 2
+
+
+def test_regression_has_no_accuracy():
+    class Targets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+
+        def forward(self, x, y):
+            return self.body(x)
+
+    maxl = AuxiliaryLabelGenerator(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)),
+        Targets(),
+        2,
+        primary_loss=F.mse_loss,
+        auxiliary_loss=F.mse_loss,
+    )
+    x = torch.randn(20, 4)
+    batches = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=5)
+    history = fit(maxl, batches, 30, test_loader=batches, progress=False)
+    assert "accuracy" not in history.epochs[-1]
+    assert "test_accuracy" not in history.epochs[-1]
+    assert history["test_loss"][-1] < 0.5 * history["test_loss"][0]
+
+
+def test_progress_bar_shows_losses_accuracy_and_sub_classes(monkeypatch):
+    written = io.StringIO()
+    bars = maxl_l2l.training.tqdm
+    monkeypatch.setattr(maxl_l2l.training, "tqdm", lambda **options: bars(**options, file=written, ncols=300))
+    fit(learner(), loader(), 2, test_loader=loader(), schedule="epoch", progress=True)
+    last = written.getvalue().split("\r")[-1]
+    assert "16/16" in last  # two epochs of two stages of four batches
+    for name in ("primary_loss=", "auxiliary_loss=", "meta_loss=", "accuracy=", "test_accuracy=", "sub_classes="):
+        assert name in last
+
+
+def test_history_round_trips_as_json(tmp_path):
+    history = fit(learner(), loader(), 2, progress=False)
+    path = tmp_path / "runs" / "history.json"
+    history.save(path)
+    assert History.load(path) == history
+    assert json.loads(path.read_text())["epochs"][1]["epoch"] == 2
+    assert [file.name for file in path.parent.iterdir()] == ["history.json"]
+    with pytest.raises(KeyError, match=r"no 'test_loss'; it has recorded epoch, primary_loss"):
+        history["test_loss"]
+    with pytest.raises(KeyError, match="nothing yet"):
+        History()["epoch"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "history.json"
+    History({"seed": 1}).save(path)
+    with pytest.raises(TypeError):
+        History({"seed": object()}).save(path)
+    assert History.load(path).settings == {"seed": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["history.json"]
+
+
+# ---- checkpoints
+
+
+def run(epochs, path, resume=False):
+    maxl = learner()
+    made = optimizers(maxl)
+    order = torch.Generator().manual_seed(1)
+    batches = DataLoader(data(), batch_size=10, shuffle=True, generator=order)
+    history = fit(
+        maxl,
+        batches,
+        epochs,
+        **made,
+        schedulers=[torch.optim.lr_scheduler.StepLR(made["optimizer"], 2)],
+        meta_loader=loader(16, 5),
+        seed=4,
+        progress=False,
+        checkpoint=path,
+        resume=resume,
+    )
+    return maxl, [{key: value for key, value in record.items() if key != "seconds"} for record in history.epochs]
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, expected = run(5, tmp_path / "whole.pt")
+    run(2, tmp_path / "part.pt")
+    resumed, found = run(5, tmp_path / "part.pt", resume=True)
+    assert found == expected
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_resume_without_a_checkpoint_starts_anew(tmp_path):
+    _, found = run(2, tmp_path / "none.pt", resume=True)
+    assert [record["epoch"] for record in found] == [1, 2]
+
+
+def test_checkpoint_loads_as_plain_tensors(tmp_path):
+    run(1, tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert state["format"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_foreign_checkpoint_is_refused(tmp_path):
+    torch.save({"format": 99, "schedulers": []}, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"`checkpoint` must be of this run.*format 99"):
+        run(1, tmp_path / "run.pt", resume=True)
+
+
+# ---- what stops a run
+
+
+class Spoiled(TensorDataset):
+    """Data with a NaN in its 26th sample."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return (x * math.nan if index == 25 else x), y
+
+
+def test_non_finite_loss_names_step_term_and_checkpoint_and_loses_nothing(tmp_path):
+    maxl, path = learner(), tmp_path / "run.pt"
+    made = optimizers(maxl)
+    clean = DataLoader(data(), batch_size=10)
+    fit(maxl, clean, 1, **made, seed=0, progress=False, checkpoint=path)
+    spoiled = DataLoader(Spoiled(*data().tensors), batch_size=10)
+    message = (
+        r"stopped at step 7 \(epoch 2\): the primary loss is nan; no parameter was updated with it.*"
+        r"The last checkpoint is .*run\.pt; the parameters before this step are in .*run\.pt\.stopped"
+    )
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        fit(maxl, spoiled, 3, **made, seed=0, progress=False, checkpoint=path, resume=True)
+    assert caught.value.term == "primary loss"
+    assert len(torch.load(path, weights_only=True)["epochs"]) == 1
+    kept = torch.load(f"{path}.stopped", weights_only=True)
+    assert kept["steps"] == 6
+    torch.testing.assert_close(dict(maxl.state_dict()), dict(kept["maxl"]), rtol=0, atol=0)
+    assert all(value.isfinite().all() for value in maxl.state_dict().values())
+
+
+def test_non_finite_loss_without_a_checkpoint_says_how_to_keep_one():
+    with pytest.raises(NonFiniteError, match=r"stopped at step 3 \(epoch 1\).*Pass checkpoint= to save a run"):
+        fit(learner(), DataLoader(Spoiled(*data().tensors), batch_size=10), 1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"epochs": 0}, ValueError, r"`epochs` must be at least 1, found 0"),
+        ({"schedule": "week"}, ValueError, r"`schedule` must be one of 'batch', 'epoch', found 'week'"),
+        ({"resume": True}, ValueError, r"`resume` needs `checkpoint`, found None"),
+        ({"loader": []}, ValueError, r"`loader` must yield at least one batch, found none"),
+        ({"loader": [torch.zeros(2, 4)]}, TypeError, r"`loader` must yield batches \(x, y\).*found Tensor"),
+        ({"meta_loader": []}, ValueError, r"`meta_loader` must yield at least one batch, found none"),
+        ({"test_loader": []}, ValueError, r"`loader` must yield at least one batch, found none"),
+    ],
+)
+def test_bad_arguments_are_refused(options, kind, message):
+    arguments = {"loader": loader(), "epochs": 1, "progress": False, **options}
+    with pytest.raises(kind, match=message):
+        fit(learner(), **arguments)
+
+
+def test_missing_tqdm_names_the_extra_only_if_a_bar_is_asked_for():
+    code = (
+        "import sys; sys.modules['tqdm'] = None\n"
+        "import torch; from maxl_l2l import MAXL, fit\n"
+        "batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]\n"
+        "print(len(fit(MAXL(torch.nn.Linear(3, 2), [2, 2]), batches, 1)))\n"
+        "fit(MAXL(torch.nn.Linear(3, 2), [2, 2]), batches, 1, progress=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1\n"
+    assert "progress=True needs tqdm" in done.stderr
+    assert "pip install 'maxl_l2l[progress]'" in done.stderr
