@@ -1,0 +1,81 @@
+"""Examples run, shortened, and the README's snippets run as they stand."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_example(name, *options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    printed = run_example("digits.py", "--seeds", 2, "--epochs", 2, "--processes", 1, "--out", folder)
+    return folder, printed
+
+
+def test_digits_prints_a_row_for_each_source(digits):
+    _, printed = digits
+    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")][1:]
+    assert rows == ["Single task", "Random labels", "K-means labels", "Human labels", "Entropy term alone", "MAXL"]
+
+
+def test_digits_writes_every_run_as_json(digits):
+    folder, _ = digits
+    result = json.loads((folder / "digits.json").read_text())
+    assert len(result["runs"]) == 12
+    assert result["settings"]["seeds"] == [0, 1]
+    assert {row["source"] for row in result["summary"]} == {"single", "random", "kmeans", "human", "entropy", "maxl"}
+    for row in result["summary"]:
+        accuracies = [run["test_accuracy"] for run in result["runs"] if run["source"] == row["source"]]
+        assert row["accuracy"] == pytest.approx(sum(accuracies) / 2, abs=1e-4)
+    human = next(row for row in result["summary"] if row["source"] == "human")
+    assert human["nmi"] == pytest.approx(1)
+
+
+def test_digits_draws_a_figure(digits):
+    folder, _ = digits
+    assert (folder / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_regression_runs():
+    printed = run_example("regression.py", "--seeds", 2, "--epochs", 2)
+    assert re.search(r"invented targets +\d\.\d{3}", printed)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_readme_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    first, *others = snippets
+    namespace = {}
+    for snippet in others:
+        exec(snippet, namespace)
+    assert (tmp_path / "out" / "history.json").exists()
+    # The three lines of the first screen, with the names that the later snippets have made.
+    import_free = first.replace("[5] * 20", "[3, 3, 2, 5]").replace("epochs=30", "epochs=1")
+    namespace["loader"] = [(namespace["x"][:50], namespace["y"][:50])]
+    exec(import_free, namespace)
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_readme_table_is_the_one_in_the_results():
+    text = (ROOT / "README.md").read_text()
+    result = json.loads((ROOT / "docs" / "digits.json").read_text())
+    for row in result["summary"]:
+        assert f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_se']:.2f} %" in text
+        if row["source"] != "single":
+            assert f"{100 * row['difference']:+.2f} ± {100 * row['difference_se']:.2f} pp" in text
