@@ -1,35 +1,29 @@
-"""The algorithm in learn2learn's dialect: wrap a model, take one update, or clone and adapt; no loop, no logging."""
+"""The algorithm: the losses of any auxiliary task and one update made of them; no loop, no logging."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checks import check_batch, check_choice, check_generator, check_optimizer, check_rows, refuse
-from .cloning import connected_clone, replace_parameters
+from .checks import check_batch, check_choice, check_generator, check_optimizer, check_rows
 from .hypergradient import (
     METHODS,
     Batch,
     Bilevel,
     Objective,
     StepResult,
-    add_hypergradient,
-    fused_step,
-    generator_step,
-    network_step,
 )
 from .inner_step import InnerStep
+from .learner import Learner
 from .losses import at_least_float32
-from .networks import MultiTaskNetwork, multi_task_network
+from .networks import multi_task_network
 from .passes import buffer_copies, virtual_pass
-
-Learner = TypeVar("Learner", bound="AuxiliaryLabelGenerator")
+from .steps import add_hypergradient, fused_step, generator_step, network_step
 
 
 class Loss(Protocol):
@@ -38,7 +32,7 @@ class Loss(Protocol):
     def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor: ...
 
 
-class AuxiliaryLabelGenerator(nn.Module):
+class AuxiliaryLabelGenerator(Learner):
     """Trains a model with the help of an auxiliary task whose targets a second network invents.
 
     The general form of Meta AuXiliary Learning (Liu et al. 2019): any model, any generator of targets, any losses.
@@ -83,9 +77,6 @@ class AuxiliaryLabelGenerator(nn.Module):
         torch.Size([])
     """
 
-    network: MultiTaskNetwork
-    generator: nn.Module
-
     def __init__(
         self,
         model: nn.Module,
@@ -103,41 +94,14 @@ class AuxiliaryLabelGenerator(nn.Module):
         auxiliary_loss: Loss | None = None,
         regularizer: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__()
         if num_outputs < 1:
             raise ValueError(f"`num_outputs` must be at least 1, found {num_outputs}. Count the auxiliary outputs.")
-        self.network = multi_task_network(model, num_primary, num_outputs, head, num_features)
-        self.generator = generator
+        network = multi_task_network(model, num_primary, num_outputs, head, num_features)
         check_generator(generator, model)
+        super().__init__(network, generator, lr, first_order, allow_unused, allow_nograd)
         self.objective = Objective(
             _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
         )
-        self.lr = lr
-        self.first_order = first_order
-        self.allow_nograd = allow_nograd
-        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
-        if first_order:
-            _warn_first_order()
-
-    @property
-    def module(self) -> nn.Module:
-        """The user's model itself, not a copy."""
-        return self.network.module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the model's own output, untouched; primary logits ``[N, C]`` for a headless backbone."""
-        return self.network.predict(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        """Looks unknown attributes up on the model, as learn2learn's wrappers do."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            network = self.__dict__.get("_modules", {}).get("network")
-            # Protocols such as copying and pickling must see this object, not the model.
-            if network is None or name.startswith("__"):
-                raise
-            return getattr(network.module, name)
 
     def loss(
         self,
@@ -189,70 +153,6 @@ class AuxiliaryLabelGenerator(nn.Module):
         targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
         self.check_targets(targets, y)
         return loss + self.objective.regularizer(targets)
-
-    def clone(
-        self: Learner,
-        first_order: bool | None = None,
-        allow_unused: bool | None = None,
-        allow_nograd: bool | None = None,
-    ) -> Learner:
-        """Returns a learner of the same class whose network is a differentiable copy; the generator is shared.
-
-        Back-propagating through the clone reaches the original's parameters. Buffers are copied: a clone's passes do
-        not move the original's BatchNorm statistics.
-
-        Args:
-            first_order: As in the constructor; as in this learner if None. So are the other two.
-            allow_unused: As in the constructor.
-            allow_nograd: As in the constructor.
-        """
-        if first_order and not self.first_order:
-            _warn_first_order()
-        learner = connected_clone(self, shared=(self.generator, self.objective))
-        learner.first_order = self.first_order if first_order is None else first_order
-        learner.allow_unused = self.allow_unused if allow_unused is None else allow_unused
-        learner.allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
-        return learner
-
-    def adapt(
-        self,
-        loss: Tensor,
-        first_order: bool | None = None,
-        allow_unused: bool | None = None,
-        allow_nograd: bool | None = None,
-    ) -> None:
-        """Takes one gradient step of size lr on a loss, in place of the (cloned) network's parameters.
-
-        Args:
-            loss: A scalar that depends on this learner's parameters.
-            first_order: Whether to drop second derivatives; as in this learner if None.
-            allow_unused: Whether the loss may leave parameters of the model unused; as in this learner if None.
-            allow_nograd: Whether the model may have frozen parameters; as in this learner if None.
-
-        Raises:
-            RuntimeError: Parameters are frozen or unused without leave; they are named.
-        """
-        if first_order and not self.first_order:
-            _warn_first_order()
-        first_order = self.first_order if first_order is None else first_order
-        allow_unused = self.allow_unused if allow_unused is None else allow_unused
-        allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
-        parameters = dict(self.network.named_parameters())
-        own = {f"module.{name}" for name, _ in self.module.named_parameters()}
-        trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-        if not allow_nograd:
-            refuse(own - trainable.keys(), "be trainable", "frozen", "allow_nograd=True")
-        found = torch.autograd.grad(
-            loss,
-            list(trainable.values()),
-            create_graph=not first_order,
-            retain_graph=not first_order,
-            allow_unused=True,
-        )
-        grads = {name: grad for name, grad in zip(trainable, found) if grad is not None}
-        if not allow_unused:
-            refuse((own & trainable.keys()) - grads.keys(), "enter `loss`", "unused", "allow_unused=True")
-        replace_parameters(self.network, {parameters[n]: parameters[n] - self.lr * grad for n, grad in grads.items()})
 
     def hypergradient(
         self,
@@ -391,6 +291,9 @@ class AuxiliaryLabelGenerator(nn.Module):
         """Raises ValueError unless the generator's targets fit the batch."""
         check_rows(targets, y.shape[0], "generator")
 
+    def _shared(self) -> tuple[object, ...]:
+        return (self.generator, self.objective)
+
     def _bilevel(self) -> Bilevel:
         return Bilevel(self.network, self.generator, self.objective, self.check_targets)
 
@@ -437,11 +340,3 @@ class _Mean:
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(at_least_float32(outputs), targets, reduction="none")
-
-
-def _warn_first_order() -> None:
-    warnings.warn(
-        "first_order=True cuts the path from the primary loss to the generator in adapt(): the regularizer alone would "
-        "train it. Use step() or hypergradient(), which are exact and need no second derivatives of the network.",
-        stacklevel=3,
-    )

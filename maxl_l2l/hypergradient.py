@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.optim import Optimizer
 
 from .inner_step import InnerStep
 from .passes import (
@@ -34,7 +33,6 @@ from .passes import (
     cuda_devices,
     largest_entry,
     virtual_pass,
-    write_buffers,
 )
 
 Batch = tuple[Any, Tensor]
@@ -91,98 +89,7 @@ class Bilevel(NamedTuple):
     check_targets: Callable[[Any, Tensor], None]
 
 
-def add_hypergradient(
-    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, method: str = "forward"
-) -> StepResult:
-    """Adds the hypergradient to the ``.grad`` of the generator's parameters and changes nothing else.
-
-    Args:
-        bilevel: The networks and their losses.
-        batch: x and y of the inner step.
-        meta_batch: x and y of the meta loss.
-        inner: The rule U; it must hold all trainable parameters of the network.
-        method: A key of :data:`METHODS`.
-
-    Raises:
-        NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
-    """
-    with torch.random.fork_rng(cuda_devices(bilevel.network)):
-        derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
-    derivatives.check_finite()
-    for parameter, grad in derivatives.generator_grads.items():
-        parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-    return derivatives.result
-
-
-def fused_step(
-    bilevel: Bilevel,
-    batch: Batch,
-    meta_batch: Batch,
-    optimizer: Optimizer,
-    generator_optimizer: Optimizer,
-    method: str = "forward",
-) -> StepResult:
-    """One training step of the network, and one of the generator by the hypergradient through that very step.
-
-    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, so a call that
-    raises leaves parameters, buffers and optimizers as they were. Arguments as in :func:`add_hypergradient`.
-
-    Raises:
-        NonFiniteError: A loss or gradient is not finite.
-    """
-    derivatives = METHODS[method](bilevel, batch, meta_batch, InnerStep(optimizer))
-    derivatives.check_finite()
-    _take_step(optimizer, derivatives.network_grads)
-    write_buffers(bilevel.network, derivatives.network_buffers)
-    _take_step(generator_optimizer, derivatives.generator_grads)
-    write_buffers(bilevel.generator, derivatives.generator_buffers)
-    return derivatives.result
-
-
-def generator_step(
-    bilevel: Bilevel,
-    batch: Batch,
-    meta_batch: Batch,
-    inner: InnerStep,
-    generator_optimizer: Optimizer,
-    method: str = "forward",
-) -> StepResult:
-    """One training step of the generator by the hypergradient through a virtual step of the network."""
-    derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
-    derivatives.check_finite()
-    _take_step(generator_optimizer, derivatives.generator_grads)
-    write_buffers(bilevel.generator, derivatives.generator_buffers)
-    return derivatives.result
-
-
-def network_step(
-    network: nn.Module, objective: Objective, batch: Batch, targets: Tensor | None, optimizer: Optimizer
-) -> StepResult:
-    """One training step of the network towards given auxiliary targets, or on the primary loss alone if None."""
-    x, y = batch
-    parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    buffers = buffer_copies(network)
-    outputs, auxiliary = virtual_pass(network, {}, buffers, x)
-    loss = primary_loss = objective.primary(outputs, y)
-    auxiliary_loss = None
-    if targets is not None:
-        auxiliary_loss = objective.auxiliary(auxiliary, targets)
-        loss = primary_loss + auxiliary_loss
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    grads = {parameter: grad for parameter, grad in zip(parameters, found) if grad is not None}
-    result = StepResult(
-        primary_loss.detach(),
-        None if auxiliary_loss is None else auxiliary_loss.detach(),
-        outputs=outputs.detach(),
-        targets=targets,
-    )
-    _Derivatives(result, grads, {}, buffers, {}).check_finite()
-    _take_step(optimizer, grads)
-    write_buffers(network, buffers)
-    return result
-
-
-def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
+def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
     """The hypergradient by one forward-mode pass; see the derivation above."""
     state = _InnerPass(bilevel, batch)
     grads = state.grads()
@@ -197,7 +104,7 @@ def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep
     return state.derivatives(grads, _pulled_back(state, tangent), meta_loss)
 
 
-def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
+def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
     """The hypergradient by a double backward pass through the inner step: the reference, at more time and memory."""
     state = _InnerPass(bilevel, batch, attached=True)
     grads = state.grads(create_graph=True)
@@ -205,13 +112,13 @@ def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerSte
     return state.derivatives(grads, meta_loss, meta_loss)
 
 
-def _regularizer_only(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> _Derivatives:
+def _regularizer_only(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
     """The gradient of the regulariser without the hypergradient: the control that tells what the latter earns."""
     state = _InnerPass(bilevel, batch)
     return state.derivatives(state.grads(), None, None)
 
 
-METHODS: dict[str, Callable[[Bilevel, Batch, Batch, InnerStep], _Derivatives]] = {
+METHODS: dict[str, Callable[[Bilevel, Batch, Batch, InnerStep], Derivatives]] = {
     "forward": _forward,
     "unrolled": _unrolled,
     "regularizer": _regularizer_only,
@@ -251,7 +158,7 @@ class _InnerPass:
 
     def derivatives(
         self, grads: Sequence[Tensor | None], surrogate: Tensor | None, meta_loss: Tensor | None
-    ) -> _Derivatives:
+    ) -> Derivatives:
         """Differentiates surrogate + regulariser with respect to theta_2 and gathers the results."""
         regularizer = None if self.objective.regularizer is None else self.objective.regularizer(self.targets)
         terms = [term for term in (surrogate, regularizer) if term is not None and term.requires_grad]
@@ -259,7 +166,7 @@ class _InnerPass:
         found: Sequence[Tensor | None] = ()
         if terms and parameters:
             found = torch.autograd.grad(sum(terms[1:], terms[0]), parameters, allow_unused=True)
-        return _Derivatives(
+        return Derivatives(
             result=StepResult(
                 self.primary_loss.detach(),
                 self.auxiliary_loss.detach(),
@@ -276,7 +183,17 @@ class _InnerPass:
 
 
 @dataclass(frozen=True)
-class _Derivatives:
+class Derivatives:
+    """What a step needs: the gradients of both networks, and the buffers that their passes have moved.
+
+    Attributes:
+        result: What was computed on the way.
+        network_grads: Of the multi-task loss, for the parameters that it depends on.
+        generator_grads: The hypergradient.
+        network_buffers: By name.
+        generator_buffers: By name.
+    """
+
     result: StepResult
     network_grads: Mapping[Tensor, Tensor]
     generator_grads: Mapping[Tensor, Tensor]
@@ -342,10 +259,3 @@ def _pulled_back(state: _InnerPass, tangent: Tensor) -> Tensor:
 
 def _product(slope: Tensor | None, part: Tensor | None) -> Tensor | None:
     return None if slope is None or part is None else slope * part
-
-
-def _take_step(optimizer: Optimizer, grads: Mapping[Tensor, Tensor]) -> None:
-    optimizer.zero_grad()
-    for parameter, grad in grads.items():
-        parameter.grad = grad
-    optimizer.step()

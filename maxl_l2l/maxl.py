@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .algorithm import AuxiliaryLabelGenerator
 from .checks import check_probabilities
+from .heads import resolve_head
 from .hierarchy import Hierarchy
 from .losses import check_gamma, entropy_loss, focal_loss_per_sample
-from .networks import LabelGenerator, default_generator, resolve_head
+from .networks import LabelGenerator, default_generator
 
 
 class MAXL(AuxiliaryLabelGenerator):

@@ -15,9 +15,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
+from .checkpoints import Checkpoint
 from .checks import check_choice
 from .errors import NonFiniteError
-from .files import replace_file
 from .history import History
 from .hypergradient import StepResult
 from .measures import Means, Usage, accuracy
@@ -30,7 +30,6 @@ except ImportError:
     tqdm = None
 
 SCHEDULES = ("batch", "epoch")
-CHECKPOINT_FORMAT = 1
 
 
 def fit(
@@ -259,41 +258,23 @@ class _Run:
         }
 
     def save(self, path: Path) -> None:
-        generators = [getattr(loader, "generator", None) for loader in (self.loader, self.meta_loader)]
-        state = {
-            "format": CHECKPOINT_FORMAT,
-            "maxl": self.maxl.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "settings": self.history.settings,
-            "epochs": self.history.epochs,
-            "steps": self.steps,
-            "random": torch.get_rng_state(),
-            "cuda": {device: torch.cuda.get_rng_state(device) for device in cuda_devices(self.maxl)},
-            "data": [None if generator is None else generator.get_state() for generator in generators],
-        }
-        replace_file(path, lambda file: torch.save(state, file))
+        self.parts().save(path, {"history": vars(self.history), "steps": self.steps})
 
     def restore(self, path: Path) -> None:
-        state = torch.load(path, map_location=_device(self.maxl), weights_only=True)
-        if state.get("format") != CHECKPOINT_FORMAT or len(state["schedulers"]) != len(self.schedulers):
-            raise ValueError(
-                f"`checkpoint` must be of this run, found {path} of format {state.get('format')} with "
-                f"{len(state.get('schedulers', []))} schedulers. Name another file, or pass the same schedulers."
-            )
-        self.maxl.load_state_dict(state["maxl"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        for scheduler, saved in zip(self.schedulers, state["schedulers"]):
-            scheduler.load_state_dict(saved)
-        self.history.epochs, self.steps = state["epochs"], state["steps"]
-        torch.set_rng_state(state["random"].cpu())
-        for device, saved in state["cuda"].items():
-            torch.cuda.set_rng_state(saved.cpu(), device)
-        for loader, saved in zip((self.loader, self.meta_loader), state["data"]):
-            if saved is not None:
-                loader.generator.set_state(saved.cpu())  # type: ignore[union-attr]
+        progress = self.parts().restore(path, _device(self.maxl))
+        self.history.epochs, self.steps = progress["history"]["epochs"], progress["steps"]
+
+    def parts(self) -> Checkpoint:
+        return Checkpoint(
+            {
+                "maxl": self.maxl,
+                "optimizer": self.optimizer,
+                "generator_optimizer": self.generator_optimizer,
+                **{f"scheduler {number}": scheduler for number, scheduler in enumerate(self.schedulers)},
+            },
+            [getattr(loader, "generator", None) for loader in (self.loader, self.meta_loader)],
+            cuda_devices(self.maxl),
+        )
 
 
 class _Bar:

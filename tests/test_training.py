@@ -249,8 +249,15 @@ def test_checkpoint_loads_as_plain_tensors(tmp_path):
 
 
 def test_foreign_checkpoint_is_refused(tmp_path):
-    torch.save({"format": 99, "schedulers": []}, tmp_path / "run.pt")
-    with pytest.raises(ValueError, match=r"`checkpoint` must be of this run.*format 99"):
+    torch.save({"format": 99}, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"`checkpoint` must be of format 1.*found format 99 with nothing in .*run.pt"):
+        run(1, tmp_path / "run.pt", resume=True)
+
+
+def test_checkpoint_of_a_run_without_these_schedulers_is_refused(tmp_path):
+    maxl = learner()
+    fit(maxl, loader(), 1, **optimizers(maxl), progress=False, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"must be .* hold .*scheduler 0, found"):
         run(1, tmp_path / "run.pt", resume=True)
 
 
@@ -278,10 +285,10 @@ def test_non_finite_loss_names_step_term_and_checkpoint_and_loses_nothing(tmp_pa
     with pytest.raises(NonFiniteError, match=message) as caught:
         fit(maxl, spoiled, 3, **made, seed=0, progress=False, checkpoint=path, resume=True)
     assert caught.value.term == "primary loss"
-    assert len(torch.load(path, weights_only=True)["epochs"]) == 1
+    assert len(torch.load(path, weights_only=True)["progress"]["history"]["epochs"]) == 1
     kept = torch.load(f"{path}.stopped", weights_only=True)
-    assert kept["steps"] == 6
-    torch.testing.assert_close(dict(maxl.state_dict()), dict(kept["maxl"]), rtol=0, atol=0)
+    assert kept["progress"]["steps"] == 6
+    torch.testing.assert_close(dict(maxl.state_dict()), dict(kept["parts"]["maxl"]), rtol=0, atol=0)
     assert all(value.isfinite().all() for value in maxl.state_dict().values())
 
 

@@ -1,0 +1,64 @@
+# Everything is installed into .venv; a stamp file there says what it holds, so that a second run starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EMPTY := build/empty
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint package clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/demo.stamp ## Train on real digit images with six label sources: a table, JSON and a figure
+	$(BIN)/python examples/digits.py
+
+test: lint ## Run the linters, the type checker and the tests with branch coverage
+	$(BIN)/python -m pytest --cov
+
+lint: $(VENV)/test.stamp ## Run ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+package: $(VENV)/build.stamp ## Build wheel and sdist, install each into an empty environment and import it
+	rm -rf dist $(EMPTY)
+	$(BIN)/python -m build
+	$(BIN)/python -m venv $(EMPTY)
+	$(EMPTY)/bin/python -m pip install -q dist/*.whl
+	$(EMPTY)/bin/python -I -W error -c "import maxl_l2l; print('wheel:', maxl_l2l.__file__)"
+	$(EMPTY)/bin/python -m pip install -q --force-reinstall --no-deps dist/*.tar.gz
+	$(EMPTY)/bin/python -I -W error -c "import maxl_l2l; print('sdist:', maxl_l2l.__file__)"
+	rm -rf $(EMPTY)
+
+clean: ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, but $(PYTHON) is Python %d.%d: use another with make PYTHON=/path/to/python3" % sys.version_info[:2] or 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: setup.py $(VENV)/venv.stamp
+	@echo 'Installing torch and what the demo needs into $(VENV): some minutes, once'
+	$(BIN)/python -m pip install -q -e '.[demo]'
+	@touch $@
+
+# torch and torchvision are upgraded in one command: each release of torchvision is built against one of torch.
+# learn2learn 0.2.0 ships C files that Python >= 3.11 cannot compile, so it is built anew with cython and an old
+# setuptools. It and qpth go in without their dependencies: what they import is named here, and left out are gsutil
+# (forty packages, never imported) and numpy < 2 (no wheel for Python >= 3.13, not needed for what is tested here).
+$(VENV)/test.stamp: setup.py $(VENV)/venv.stamp
+	@echo 'Installing torch, torchvision and what the tests need into $(VENV): some minutes, once'
+	$(BIN)/python -m pip install -q --upgrade torch torchvision
+	$(BIN)/python -m pip install -q -e '.[test]' cython 'setuptools<81' wheel cvxpy gym requests scipy
+	$(BIN)/python -m pip install -q --no-deps --use-pep517 --no-build-isolation \
+		--config-settings '--global-option=build_ext' learn2learn==0.2.0 qpth
+	@touch $(VENV)/demo.stamp $@
+
+$(VENV)/build.stamp: $(VENV)/venv.stamp
+	$(BIN)/python -m pip install -q build
+	@touch $@

@@ -1,0 +1,75 @@
+"""Checkpoints: everything that a run needs to go on as if it had not stopped, in one file of plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from .files import replace_file
+from .passes import RandomState
+
+FORMAT = 1
+
+
+class Stateful(Protocol):
+    """Anything with a state: a module, an optimizer, a scheduler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved of a run.
+
+    Attributes:
+        parts: Modules, optimizers and schedulers, by name.
+        generators: Random number generators of the data loaders; None for a loader without one.
+        devices: CUDA devices whose random state counts.
+    """
+
+    parts: Mapping[str, Stateful]
+    generators: Sequence[torch.Generator | None]
+    devices: Sequence[int]
+
+    def save(self, path: Path, progress: Mapping[str, Any]) -> None:
+        """Writes the state of all parts and the run's progress, plain data, replacing the file as a whole."""
+        random = RandomState(self.devices)
+        content = {
+            "format": FORMAT,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "generators": [None if generator is None else generator.get_state() for generator in self.generators],
+            "random": {"cpu": random.cpu, "devices": random.devices},
+            "progress": dict(progress),
+        }
+        replace_file(path, lambda file: torch.save(content, file))
+
+    def restore(self, path: Path, device: torch.device) -> dict[str, Any]:
+        """Puts all parts back into the state that was saved and returns the progress.
+
+        Raises:
+            ValueError: The file is of another format, or of a run with other parts.
+        """
+        content = torch.load(path, map_location=device, weights_only=True)
+        found = list(content.get("parts", {}))
+        if content.get("format") != FORMAT or found != list(self.parts):
+            raise ValueError(
+                f"`checkpoint` must be of format {FORMAT} and hold {', '.join(self.parts)}, found format "
+                f"{content.get('format')} with {', '.join(found) or 'nothing'} in {path}. "
+                "Name another file, or pass the optimizers and schedulers that the run had."
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        for generator, state in zip(self.generators, content["generators"]):
+            if generator is not None and state is not None:
+                generator.set_state(state.cpu())
+        torch.set_rng_state(content["random"]["cpu"].cpu())
+        for number, state in content["random"]["devices"].items():
+            torch.cuda.set_rng_state(state.cpu(), number)
+        progress: dict[str, Any] = content["progress"]
+        return progress

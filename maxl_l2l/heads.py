@@ -1,0 +1,127 @@
+"""Heads: which layer of a model gives its logits, and another of its kind with more outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def resolve_head(
+    model: nn.Module, head: str | None, num_outputs: int | None, num_features: int | None = None
+) -> str | None:
+    """Returns the name of the model's head, given or found by :func:`find_head`; None for a headless backbone.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: There is no such head, or the arguments contradict each other.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`model` must be a torch.nn.Module, found {type(model).__name__}. Pass the model itself, not its class."
+        )
+    if num_features is None:
+        return find_head(model, num_outputs) if head is None else _checked_head(model, head, num_outputs)
+    if head is not None or num_outputs is None or num_features < 1:
+        raise ValueError(
+            f"`num_features` must be the width (>= 1) of a headless backbone's output, with the number of primary "
+            f"outputs and without `head`, found {num_features!r}, {num_outputs!r} and {head!r}. "
+            "Give `head` alone if the model has one."
+        )
+    return None
+
+
+def find_head(model: nn.Module, num_outputs: int | None) -> str:
+    """Finds the layer that produces a model's logits, by its number of outputs.
+
+    With num_outputs: the only ``nn.Linear`` of that width; without one, the only convolution. Of several, the last of a
+    ``nn.Sequential`` that feeds them into one another. Without num_outputs: the last of all linear layers and
+    convolutions in the order of definition.
+
+    Args:
+        model: Any module.
+        num_outputs: Outputs of the head wanted, or None.
+
+    Returns:
+        Its name in ``model.named_modules()``.
+
+    Raises:
+        ValueError: There is none, or there are several; they are listed by name.
+    """
+    widths = {name: _num_outputs(module) for name, module in model.named_modules()}
+    layers: list[str] = [name for name, width in widths.items() if width is not None]
+    if num_outputs is None and layers:
+        return layers[-1]
+    candidates = [name for name in layers if widths[name] == num_outputs]
+    linear = [name for name in candidates if isinstance(model.get_submodule(name), nn.Linear)]
+    candidates = linear or candidates
+    if not candidates:
+        last = (
+            ", ".join(f"{name!r} ({widths[name]} outputs)" for name in layers[-3:]) or "no linear layer or convolution"
+        )
+        rule = "the model must have a head" if num_outputs is None else "`psi` must have an entry per model output"
+        raise ValueError(
+            f"{rule}: no linear layer or convolution with {num_outputs or 'any'} outputs was found, "
+            f"the last are {last}. "
+            "Make len(psi) the model's number of outputs, or pass num_features= for a backbone without a head."
+        )
+    *others, last_name = candidates
+    if not all(_feeds_in_sequence(model, other, last_name) for other in others):
+        raise ValueError(
+            f"`head` must be named, as {len(candidates)} layers have {num_outputs} outputs: "
+            f"{', '.join(repr(name) for name in candidates)}. Pass the one that gives the logits, head={last_name!r}."
+        )
+    return last_name
+
+
+def resized_head(head: nn.Module, num_outputs: int) -> nn.Linear | _ConvNd:
+    """Returns a new layer of the head's kind, on its device and in its dtype, with another number of outputs."""
+    assert isinstance(head, (nn.Linear, _ConvNd))
+    options: dict[str, Any] = {
+        "bias": head.bias is not None,
+        "device": head.weight.device,
+        "dtype": head.weight.dtype,
+    }
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, num_outputs, **options)
+    options |= {name: getattr(head, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    if head.transposed:
+        options["output_padding"] = head.output_padding
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    kind = next(kind for kind in kinds if isinstance(head, kind))
+    return kind(head.in_channels, num_outputs, **options)
+
+
+def _checked_head(model: nn.Module, head: str, num_outputs: int | None) -> str:
+    modules = dict(model.named_modules())
+    width = _num_outputs(modules[head]) if head in modules else None
+    if width is None:
+        heads = [repr(name) for name, module in modules.items() if _num_outputs(module) is not None]
+        found = f"a {type(modules[head]).__name__}" if head in modules else "no such layer"
+        raise ValueError(
+            f"`head` must name a linear layer or convolution of the model, found {found} at {head!r}. "
+            f"The model has: {', '.join(heads[-20:]) or 'none'}."
+        )
+    if num_outputs is not None and width != num_outputs:
+        raise ValueError(
+            f"`psi` must have an entry per model output: it has {num_outputs}, the head {head!r} has {width} outputs. "
+            f"Give psi {width} entries, or name another head."
+        )
+    return head
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, _ConvNd) else None
+
+
+def _feeds_in_sequence(model: nn.Module, earlier: str, later: str) -> bool:
+    """Whether the innermost module that holds both layers is a ``nn.Sequential``."""
+    shared: list[str] = []
+    for one, other in zip(earlier.split("."), later.split(".")):
+        if one != other:
+            break
+        shared.append(one)
+    return isinstance(model.get_submodule(".".join(shared)), nn.Sequential)

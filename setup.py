@@ -1,0 +1,64 @@
+"""Package metadata; the build system and the tools' settings stand in pyproject.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
+
+PROGRESS = ["tqdm>=4.60"]
+KMEANS = ["scikit-learn>=1.2"]
+VISION = ["torchvision>=0.19"]
+HIGHER = ["higher>=0.2.1"]
+DEMO = [*KMEANS, *PROGRESS, "matplotlib>=3.6"]
+
+setup(
+    name="maxl_l2l",
+    version="0.1.0",
+    description="Meta AuXiliary Learning (MAXL) for any PyTorch classifier, beside learn2learn and higher",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    author="The maxl_l2l authors",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["maxl_l2l", "maxl_l2l.*"]),
+    package_data={"maxl_l2l": ["py.typed"]},
+    install_requires=["torch>=2.4", "numpy"],
+    extras_require={
+        # An extra, because the core needs nothing of it, it imports for seconds, it asks for gym and numpy < 2, and its
+        # last release does not build with a plain pip on Python >= 3.11: the Makefile shows the commands that work.
+        "learn2learn": ["learn2learn==0.2.0"],
+        "higher": HIGHER,
+        "vision": VISION,
+        "progress": PROGRESS,
+        "kmeans": KMEANS,
+        "demo": DEMO,
+        # All that the tests need but learn2learn.
+        "test": [
+            *DEMO,
+            *VISION,
+            *HIGHER,
+            "pytest>=8",
+            "pytest-cov>=5",
+            "mypy>=1.11",
+            "types-setuptools",
+            "ruff>=0.6",
+            "build>=1",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
