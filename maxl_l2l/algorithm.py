@@ -292,7 +292,7 @@ class AuxiliaryLabelGenerator(Learner):
         check_rows(targets, y.shape[0], "generator")
 
     def _shared(self) -> tuple[object, ...]:
-        return (self.generator, self.objective)
+        return (*super()._shared(), self.objective)
 
     def _bilevel(self) -> Bilevel:
         return Bilevel(self.network, self.generator, self.objective, self.check_targets)

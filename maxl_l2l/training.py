@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,7 +323,19 @@ def _moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
             f"`loader` must yield batches (x, y) or (x, y, label), found {type(batch).__name__}. "
             "Give DataLoader a dataset of such tuples."
         )
-    return tuple(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch)
+    return tuple(_on(device, part) for part in batch)
+
+
+def _on(device: torch.device, part: Any) -> Any:
+    """Moves tensors to a device, in nested lists, tuples and dicts too (a tokenizer's output, say)."""
+    if isinstance(part, Tensor):
+        return part.to(device, non_blocking=True)
+    if isinstance(part, Mapping):
+        return {key: _on(device, value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        moved = [_on(device, value) for value in part]
+        return moved if isinstance(part, list) else tuple(moved)
+    return part
 
 
 def _cycle(loader: Iterable[Any]) -> Iterator[Any]:

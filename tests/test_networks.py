@@ -214,6 +214,20 @@ def test_positions_pooled_after_a_convolutional_head_are_averaged():
     torch.testing.assert_close(auxiliary, network.auxiliary_head(x).mean(dim=(2, 3)))
 
 
+def test_positions_flattened_after_a_convolutional_head_are_flattened():
+    model = nn.Sequential(nn.Conv2d(3, C, 1), nn.Flatten(2))
+    primary, auxiliary = multi_task_network(model, C, K, None, None)(torch.randn(2, 3, 4, 5))
+    assert primary.shape == (2, C, 20)
+    assert auxiliary.shape == (2, K, 20)
+
+
+def test_positions_that_do_not_match_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, C, 1), nn.Flatten(2), nn.AvgPool1d(3))
+    network = multi_task_network(model, C, K, None, None)
+    with pytest.raises(RuntimeError, match=r"`head` must give logits for the positions.*\[2, 6, 4, 5\].*\[2, 4, 6\]"):
+        network(torch.randn(2, 3, 4, 5))
+
+
 def test_tokens_pooled_after_a_linear_head_leave_the_classes():
     torch.manual_seed(0)
     model = Wrapped(lambda head, x: head(x).mean(dim=1))

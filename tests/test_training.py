@@ -205,6 +205,21 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["history.json"]
 
 
+def test_inputs_may_be_nested():
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(x["left"] + x["rest"][0])
+
+    dataset = [({"left": x, "rest": [x, 3.0]}, y) for x, y in zip(*data().tensors)]
+    batches = DataLoader(dataset, batch_size=10)
+    history = fit(MAXL(Summed(), PSI, lr=0.5), batches, 10, test_loader=batches, progress=False)
+    assert history["test_accuracy"][-1] > 0.9
+
+
 # ---- checkpoints
 
 

@@ -1,0 +1,86 @@
+"""On a GPU: the same answers as on the CPU, random state left alone, flat memory. Run: pytest tests/test_cuda.py"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from maxl_l2l import MAXL, HumanLabels, fit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def cnn(dropout=0.3):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(512, 2),
+    )
+
+
+def batch(device, dtype=torch.float64):
+    numbers = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 1, 8, 8, generator=numbers, dtype=dtype)
+    return x.to(device), torch.randint(0, 2, (12,), generator=numbers).to(device)
+
+
+def grads(maxl, x, y, **options):
+    maxl.generator.zero_grad()
+    torch.manual_seed(7)
+    maxl.hypergradient(x, y, **options)
+    return torch.cat([parameter.grad.flatten() for parameter in maxl.generator.parameters()]).cpu()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_forward_equals_unrolled_on_the_gpu(dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    maxl = MAXL(cnn().to("cuda", dtype), [3, 4])
+    optimizer = torch.optim.Adam(maxl.network.parameters(), lr=0.01)
+    x, y = batch("cuda", dtype)
+    forward = grads(maxl, x, y, optimizer=optimizer)
+    unrolled = grads(maxl, x, y, optimizer=optimizer, method="unrolled")
+    assert (forward - unrolled).norm() <= tolerance * unrolled.norm()
+
+
+def test_gpu_equals_cpu():
+    maxl = MAXL(cnn(dropout=0.0).double(), [3, 4])
+    expected = grads(maxl, *batch("cpu"))
+    found = grads(copy.deepcopy(maxl).to("cuda"), *batch("cuda"))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_random_state_of_the_gpu_is_left_alone():
+    maxl = MAXL(cnn().double().cuda(), [3, 4])
+    before = torch.cuda.get_rng_state()
+    maxl.hypergradient(*batch("cuda"))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_memory_is_flat_over_steps():
+    maxl = MAXL(cnn().double().cuda(), [3, 4])
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.01, momentum=0.9)
+    generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.001)
+    x, y = batch("cuda")
+    used = []
+    for _ in range(20):
+        maxl.step(x, y, optimizer, generator_optimizer)
+        learner = maxl.clone()
+        learner.adapt(learner.loss(x, y))
+        del learner
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] == used[5]
+
+
+def test_fit_moves_batches_to_the_learners_device(tmp_path):
+    x, y = batch("cpu", torch.float32)
+    source = HumanLabels(3 * y)
+    maxl = MAXL(cnn().cuda(), [3, 4])
+    loader = DataLoader(source.label(TensorDataset(x, y), [3, 4]), batch_size=4)
+    fit(maxl, loader, 1, source=source, seed=0, progress=False, checkpoint=tmp_path / "run.pt")
+    history = fit(maxl, loader, 2, seed=0, progress=False, checkpoint=tmp_path / "run.pt", resume=True)
+    assert len(history) == 2
