@@ -231,7 +231,13 @@ def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | N
             for name, parameter, tangent in zip(state.names, state.parameters, direction)
             if tangent is not None
         }
-        _, auxiliary = virtual_pass(state.network, duals, state.before, x)
+        try:
+            _, auxiliary = virtual_pass(state.network, duals, state.before, x)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"`method` 'forward' needs a forward-mode rule for every operator of the network: {error}. "
+                "Pass method='unrolled', which needs second derivatives instead."
+            ) from error
         tangent = forward_ad.unpack_dual(auxiliary).tangent
         return torch.zeros_like(state.auxiliary) if tangent is None else tangent
 

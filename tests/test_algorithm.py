@@ -138,6 +138,15 @@ def test_network_step_without_auxiliary_task_is_single_task_training():
     assert result.auxiliary_loss is None
 
 
+def test_stale_gradients_are_not_used():
+    maxl = MAXL(mlp(), PSI)
+    head = maxl.network.auxiliary_head
+    before = head.weight.detach().clone()
+    head.weight.grad = torch.ones_like(head.weight)
+    maxl.network_step(*batch(), optimizers(maxl)[0], auxiliary=False)
+    torch.testing.assert_close(head.weight, before, rtol=0, atol=0)
+
+
 def test_generator_step_leaves_the_network_and_moves_the_generators_statistics_once():
     maxl = MAXL(mlp(), PSI)
     optimizer, generator_optimizer = optimizers(maxl)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, NonFiniteError
 
@@ -292,6 +293,37 @@ def test_edge_cases_stay_finite(psi, labels):
     forward = hypergradient(maxl, x, y, optimizer=optimizer)
     assert forward.isfinite().all()
     torch.testing.assert_close(forward, hypergradient(maxl, x, y, optimizer=optimizer, method="unrolled"))
+
+
+class Warming(nn.Module):
+    """Moves a buffer before it uses it, as spectral norm's power iteration does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, x):
+        if self.training:
+            self.scale += 0.5
+        return x * self.scale
+
+
+def test_forward_mode_pass_starts_from_the_buffers_of_the_inner_pass():
+    model = nn.Sequential(nn.Linear(8, 16), Warming(), nn.Tanh(), nn.Linear(16, 2)).double()
+    maxl = MAXL(model, PSI, entropy_weight=0.0)
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    forward = hypergradient(maxl, x, y)
+    assert relative(forward, hypergradient(maxl, x, y, method="unrolled")) < 1e-10
+
+
+def test_operator_without_a_forward_mode_rule_is_named_with_a_way_out():
+    # In training, spectral norm normalises with out=, which forward mode does not know.
+    model = nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.Tanh(), nn.Linear(16, 2))
+    maxl = MAXL(model, PSI)
+    x, y = torch.randn(6, 8), torch.randint(0, 2, (6,))
+    with pytest.raises(NotImplementedError, match=r"div_out.*method='unrolled'"):
+        maxl.hypergradient(x, y)
+    assert hypergradient(maxl, x, y, method="unrolled").norm() > 0
 
 
 def test_dense_labels_have_the_same_hypergradient_both_ways():
