@@ -37,16 +37,17 @@ def check_rows(targets: Any, num_samples: int, argument: str) -> None:
         )
 
 
-def check_probabilities(targets: Tensor, argument: str) -> None:
-    """Raises unless targets are non-negative and sum to 1 over dimension 1."""
-    values = targets.detach()
-    error = (values.sum(dim=1) - 1).abs().max()
-    lowest = values.min()
-    if not (lowest >= 0 and error <= 1e-3):
+def check_probabilities(targets: Tensor, argument: str, normalized: bool = True) -> None:
+    """Raises unless targets are non-negative and sum over dimension 1 to 1; to anything positive if not normalized."""
+    sums = targets.detach().sum(dim=1)
+    lowest = targets.detach().min()
+    wrong = (sums - 1).abs().max() > 1e-3 if normalized else sums.min() <= 0
+    if not lowest >= 0 or wrong:
+        farthest = sums.flatten()[(sums - 1).abs().argmax()] if normalized else sums.min()
         raise ValueError(
-            f"`{argument}` must give probabilities, non-negative and summing to 1 over dimension 1, "
-            f"found a lowest entry of {lowest:.3g} and a sum that is {error:.3g} off. "
-            "End a generator with a softmax, or wrap its logits in LabelGenerator(body, psi)."
+            f"`{argument}` must give probabilities, non-negative and summing over dimension 1 to "
+            f"{'1' if normalized else 'a positive weight'}, found a lowest entry of {lowest:.3g} and a sum of "
+            f"{farthest:.3g}. End a generator with a softmax, or wrap its logits in LabelGenerator(body, psi)."
         )
 
 

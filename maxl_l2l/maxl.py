@@ -38,6 +38,8 @@ class MAXL(AuxiliaryLabelGenerator):
         num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
         gamma: Focusing exponent of the focal loss, >= 0; 0 is cross-entropy.
         entropy_weight: Lambda, the weight of the entropy term in the meta loss, >= 0.
+        weighted: Whether the generator also gives each sample a weight on its auxiliary loss, learned by the same
+            hypergradient: labels then sum to that weight instead of 1 (see :class:`LabelGenerator`).
 
     Raises:
         TypeError: psi holds other things than integers, or model is not a module.
@@ -65,6 +67,7 @@ class MAXL(AuxiliaryLabelGenerator):
         num_features: int | None = None,
         gamma: float = 2.0,
         entropy_weight: float = 0.2,
+        weighted: bool = False,
     ) -> None:
         hierarchy = Hierarchy.of(psi)
         check_gamma(gamma)
@@ -74,7 +77,7 @@ class MAXL(AuxiliaryLabelGenerator):
             )
         head = resolve_head(model, head, hierarchy.num_primary, num_features)
         if generator is None:
-            generator = default_generator(model, hierarchy, head, num_features)
+            generator = default_generator(model, hierarchy, head, num_features, weighted)
         loss = partial(focal_loss_per_sample, gamma=gamma)
         super().__init__(
             model,
@@ -89,17 +92,18 @@ class MAXL(AuxiliaryLabelGenerator):
             num_primary=hierarchy.num_primary,
             primary_loss=loss,
             auxiliary_loss=loss,
-            regularizer=partial(_weighted_entropy, weight=entropy_weight),
+            regularizer=partial(_weighted_entropy, weight=entropy_weight, normalize=weighted),
         )
         self.hierarchy = hierarchy
+        self.weighted = weighted
 
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets are probabilities ``[N, K, ...]``."""
         super().check_targets(targets, y)
         self._check_shape(targets, y, "generator")
-        # A masked softmax sums to 1 by construction; if it is NaN, the step says so.
+        # A masked softmax sums to 1, or to its weight, by construction; if it is NaN, the step says so.
         if not isinstance(self.generator, LabelGenerator):
-            check_probabilities(targets, "generator")
+            check_probabilities(targets, "generator", normalized=not self.weighted)
 
     def _check_given(self, targets: Any, y: Tensor) -> None:
         super()._check_given(targets, y)
@@ -127,5 +131,6 @@ class MAXL(AuxiliaryLabelGenerator):
             )
 
 
-def _weighted_entropy(targets: Tensor, weight: float) -> Tensor:
-    return weight * entropy_loss(targets)
+def _weighted_entropy(targets: Tensor, weight: float, normalize: bool) -> Tensor:
+    labels = targets / targets.sum(dim=1, keepdim=True) if normalize else targets
+    return weight * entropy_loss(labels)

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from .heads import resized_head, resolve_head
 from .hierarchy import Hierarchy
-from .losses import softmax_in_block
+from .losses import at_least_float32, softmax_in_block
 
 
 class MultiTaskNetwork(nn.Module):
@@ -97,11 +97,13 @@ class MultiTaskNetwork(nn.Module):
 class LabelGenerator(nn.Module):
     """The label generator g (theta_2): masked softmax of a network's logits over the block of each sample's class.
 
-    Equation 2 of Liu et al. (2019).
+    Equation 2 of Liu et al. (2019). A weighted generator has one more output z, from which each sample's label gets the
+    mass ``4 ** tanh(z)`` instead of 1: as the auxiliary loss is linear in its target, that is the sample's weight.
 
     Args:
-        body: Any module from x to logits ``[N, K, ...]``.
+        body: Any module from x to logits ``[N, K, ...]``; ``[N, K + 1, ...]`` if weighted.
         psi: The hierarchy, or its C sizes.
+        weighted: Whether samples get weights.
 
     Example:
         >>> generator = LabelGenerator(nn.Linear(8, 5), psi=[2, 3])
@@ -111,10 +113,11 @@ class LabelGenerator(nn.Module):
 
     primary_of_auxiliary: Tensor
 
-    def __init__(self, body: nn.Module, psi: Hierarchy | Iterable[int]) -> None:
+    def __init__(self, body: nn.Module, psi: Hierarchy | Iterable[int], weighted: bool = False) -> None:
         super().__init__()
         self.body = body
         self.hierarchy = Hierarchy.of(psi)
+        self.weighted = weighted
         self.register_buffer("primary_of_auxiliary", self.hierarchy.primary_of_auxiliary(), persistent=False)
 
     def forward(self, x: Any, y: Tensor) -> Tensor:
@@ -126,19 +129,25 @@ class LabelGenerator(nn.Module):
 
         Returns:
             Probabilities ``[N, K, ...]``, exactly 0 outside the block of y, float32 or better. Differentiable in
-            theta_2.
+            theta_2. If weighted, probabilities times the sample's weight: they sum to it, between 1/4 and 4.
 
         Raises:
-            ValueError: The body's logits have another shape than ``[N, K, ...]``.
+            ValueError: The body's logits have another shape.
         """
         logits = self.body(x)
-        expected = [y.shape[0], self.hierarchy.num_auxiliary, *y.shape[1:]]
+        num_auxiliary = self.hierarchy.num_auxiliary
+        expected = [y.shape[0], num_auxiliary + self.weighted, *y.shape[1:]]
         if list(logits.shape) != expected:
             raise ValueError(
                 f"`generator` must give logits of shape {expected} before its softmax, found {list(logits.shape)}. "
-                f"Give its network sum(psi) = {self.hierarchy.num_auxiliary} outputs."
+                f"Give its network sum(psi) = {num_auxiliary} outputs{' and one for the weight' * self.weighted}."
             )
-        return softmax_in_block(logits, y, self.primary_of_auxiliary)
+        labels = softmax_in_block(logits[:, :num_auxiliary], y, self.primary_of_auxiliary)
+        if not self.weighted:
+            return labels
+        score = at_least_float32(logits[:, num_auxiliary:]).flatten(1).mean(dim=1)
+        weight = 4 ** score.tanh()
+        return labels * weight.view(-1, *[1] * (labels.dim() - 1))
 
 
 def multi_task_network(
@@ -167,7 +176,7 @@ def multi_task_network(
 
 
 def default_generator(
-    model: nn.Module, hierarchy: Hierarchy, head: str | None, num_features: int | None
+    model: nn.Module, hierarchy: Hierarchy, head: str | None, num_features: int | None, weighted: bool = False
 ) -> LabelGenerator:
     """Returns the paper's label generator: the model's architecture with K outputs, freshly initialised.
 
@@ -179,6 +188,7 @@ def default_generator(
         hierarchy: The hierarchy; K is its number of auxiliary classes.
         head: Name of the model's head; not used with num_features.
         num_features: Width of a headless backbone's output; None if the model has a head.
+        weighted: Whether samples get weights, by one output more.
 
     Raises:
         ValueError: The model can't be copied.
@@ -190,19 +200,20 @@ def default_generator(
             f"`generator` must be given for this model, which can't be copied: {error}. "
             "Pass generator=LabelGenerator(your_network, psi)."
         ) from error
+    num_outputs = hierarchy.num_auxiliary + weighted
     if num_features is not None:
-        body = nn.Sequential(body, nn.Linear(num_features, hierarchy.num_auxiliary, **_place(model)))
+        body = nn.Sequential(body, nn.Linear(num_features, num_outputs, **_place(model)))
     elif head:
         parent, _, attribute = head.rpartition(".")
-        setattr(body.get_submodule(parent), attribute, resized_head(body.get_submodule(head), hierarchy.num_auxiliary))
+        setattr(body.get_submodule(parent), attribute, resized_head(body.get_submodule(head), num_outputs))
     else:
-        body = resized_head(body, hierarchy.num_auxiliary)
+        body = resized_head(body, num_outputs)
     # Children first: a parent that initialises its children has the last word.
     for module in reversed(list(body.modules())):
         _reset(module)
     for parameter in body.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return LabelGenerator(body, hierarchy).to(_place(model)["device"])
+    return LabelGenerator(body, hierarchy, weighted).to(_place(model)["device"])
 
 
 def _reset(module: nn.Module) -> None:

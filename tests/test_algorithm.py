@@ -452,7 +452,7 @@ GENERATORS = [
     (None, r"`generator` must give a tensor with a target per sample, 4 in all, found NoneType"),
     (torch.full((4, 4), 0.25), r"`generator` must give probabilities of shape \[4, 5\], found \[4, 4\]"),
     (torch.tensor([[-0.2, 0.3, 0.3, 0.3, 0.3]] * 4), r"non-negative.*lowest entry of -0.2"),
-    (torch.full((4, 5), 0.3), r"summing to 1 over dimension 1, found .* a sum that is 0.5 off.*LabelGenerator"),
+    (torch.full((4, 5), 0.3), r"summing over dimension 1 to 1, found .* and a sum of 1.5.*LabelGenerator"),
 ]
 
 
@@ -524,6 +524,14 @@ def test_frozen_parameters_need_no_optimizer():
     maxl = MAXL(model, PSI)
     trainable = [p for p in maxl.network.parameters() if p.requires_grad]
     maxl.step(X, Y, torch.optim.SGD(trainable, lr=0.1), optimizers(maxl)[1])
+
+
+def test_weighted_targets_must_sum_to_something_positive():
+    maxl = MAXL(mlp(), PSI, weighted=True, generator=Returns(torch.full((4, 5), 0.3)))
+    assert maxl.loss(X, Y).isfinite()
+    maxl = MAXL(mlp(), PSI, weighted=True, generator=Returns(torch.zeros(4, 5)))
+    with pytest.raises(ValueError, match=r"summing over dimension 1 to a positive weight, found .* and a sum of 0"):
+        maxl.loss(X, Y)
 
 
 def test_bad_options_of_the_hypergradient_are_refused():

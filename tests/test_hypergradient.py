@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from maxl_l2l import MAXL, AuxiliaryLabelGenerator, NonFiniteError
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError
 
 PSI = [3, 4]
 OPTIMIZERS = {
@@ -293,6 +293,49 @@ def test_edge_cases_stay_finite(psi, labels):
     forward = hypergradient(maxl, x, y, optimizer=optimizer)
     assert forward.isfinite().all()
     torch.testing.assert_close(forward, hypergradient(maxl, x, y, optimizer=optimizer, method="unrolled"))
+
+
+def test_weighted_labels_have_the_same_hypergradient_both_ways():
+    maxl, optimizer = trained(OPTIMIZERS["adam"], weighted=True)
+    forward = hypergradient(maxl, *batch(), optimizer=optimizer)
+    assert relative(forward, hypergradient(maxl, *batch(), optimizer=optimizer, method="unrolled")) < 1e-10
+
+
+def test_weights_are_learned_for_each_sample():
+    # The weight's own bias and the other parameters of the generator's last layer get different gradients from
+    # different samples; a weight that is broadcast into one scalar would move all samples alike.
+    class Free(nn.Module):
+        """One free logit a sub-class and sample, and one for each sample's weight."""
+
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(10, 8, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.logits
+
+    model = cnn().double()
+    generator = LabelGenerator(Free(), PSI, weighted=True)
+    maxl = MAXL(model, PSI, generator=generator, weighted=True, entropy_weight=0.2)
+    x, y = batch()
+    hypergradient(maxl, x, y)
+    found = generator.body.logits.grad[:, 7].clone()
+    # By hand: sample i's weight scales its auxiliary loss alone, so d meta / d w_i is -lr <v, grad of its loss> / N.
+    torch.manual_seed(7)
+    outputs, auxiliary = maxl.network(x)
+    losses = maxl.objective.auxiliary.loss(auxiliary, generator(x, y).detach())
+    parameters = list(maxl.network.parameters())
+    grads = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    learner = copy.deepcopy(maxl)
+    inner = torch.autograd.grad(maxl.objective.primary(outputs, y) + losses.mean(), parameters)
+    with torch.no_grad():
+        for parameter, grad in zip(learner.network.parameters(), inner):
+            parameter -= maxl.lr * grad
+    v = torch.autograd.grad(learner.primary_loss(x, y), list(learner.network.parameters()), allow_unused=True)
+    pairs = [sum((a * b).sum() for a, b in zip(v, grad) if a is not None and b is not None) for grad in grads]
+    expected = -maxl.lr * torch.stack(pairs) / 10 * math.log(4)  # d 4 ** tanh(z) / dz at 0
+    torch.testing.assert_close(found, expected)
+    assert found.std() > 0.1 * found.abs().mean()
 
 
 class Warming(nn.Module):

@@ -446,3 +446,25 @@ def test_copy_of_a_multi_task_network_reads_its_own_features():
         network.module[0].weight.zero_()
     assert not torch.equal(network(x)[1], twin(x)[1])
     assert torch.equal(twin(x)[1], twin.auxiliary_head(twin.module[:4](x)))
+
+
+def test_weighted_labels_sum_to_a_bounded_weight_of_each_sample():
+    body = nn.Linear(1, 7)
+    with torch.no_grad():
+        body.weight.zero_()
+        body.weight[6] = 1.0
+        body.bias.zero_()
+    generator = LabelGenerator(body, PSI, weighted=True)
+    labels = generator(torch.tensor([[0.0], [1e4], [-1e4]]), torch.tensor([1, 1, 1]))
+    torch.testing.assert_close(labels.sum(dim=1), torch.tensor([1.0, 4.0, 0.25]))
+    torch.testing.assert_close(labels[0], torch.tensor([0, 0.5, 0.5, 0, 0, 0]))
+    with pytest.raises(ValueError, match=r"must give logits of shape \[3, 7\].* = 6 outputs and one for the weight"):
+        LabelGenerator(nn.Linear(1, 6), PSI, weighted=True)(torch.zeros(3, 1), torch.tensor([1, 1, 1]))
+
+
+def test_weighted_dense_labels_have_one_weight_a_sample():
+    model = nn.Conv2d(3, C, 1)
+    maxl = MAXL(model, PSI, weighted=True)
+    mass = maxl.generator(torch.randn(2, 3, 4, 4), torch.randint(0, C, (2, 4, 4))).sum(dim=1)
+    torch.testing.assert_close(mass, mass[:, :1, :1].expand(2, 4, 4))
+    assert abs(mass[0, 0, 0] - mass[1, 0, 0]) > 1e-6
