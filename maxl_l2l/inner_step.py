@@ -1,48 +1,23 @@
 """The inner step theta_1+ = U(theta_1, gradient): one step of the live optimizer, as a differentiable function.
 
-Each rule is written once, elementwise, on flat vectors: parameters that share a group and a step count are joined, so
-a network of sixty tensors costs the operations of one. State is read, never advanced.
+Parameters that share a group and a step count are joined into flat vectors, so that a network of sixty tensors costs
+the operations of one. State is read, never advanced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Optimizer
 
-UpdateRule = Callable[[Tensor, Tensor, Mapping[str, Any], Mapping[str, Any]], Tensor]
-"""``rule(theta, grad, state, group) -> theta_plus``: flat vectors, the optimizer's state and its parameter group."""
+from .rules import RULES, UpdateRule
 
-
-def sgd(theta: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """Stochastic gradient descent as ``torch.optim.SGD`` does it, with momentum, Nesterov and weight decay."""
-    update = _descent(grad, group) + group["weight_decay"] * theta
-    momentum = group["momentum"]
-    if momentum:
-        previous = state.get("momentum_buffer")
-        velocity = update if previous is None else momentum * previous + (1 - group["dampening"]) * update
-        update = update + momentum * velocity if group["nesterov"] else velocity
-    stepped: Tensor = theta - group["lr"] * update
-    return stepped
-
-
-def adam(theta: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """Adam (Kingma and Ba 2015) as ``torch.optim.Adam`` does it, with AMSGrad and coupled weight decay."""
-    if group.get("decoupled_weight_decay"):
-        return adamw(theta, grad, state, group)
-    return _adam(theta, _descent(grad, group) + group["weight_decay"] * theta, state, group)
-
-
-def adamw(theta: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019) as ``torch.optim.AdamW`` does it."""
-    return _adam(theta * (1 - group["lr"] * group["weight_decay"]), _descent(grad, group), state, group)
-
-
-RULES: dict[type[Optimizer], UpdateRule] = {SGD: sgd, Adam: adam, AdamW: adamw}
+COUNTS = ("step", "mu_product")
+"""State that an optimizer keeps as one number for a whole parameter."""
 
 
 class InnerStep:
@@ -108,17 +83,18 @@ class InnerStep:
             if grad is None:
                 continue
             state = self.optimizer.state.get(parameter, {})
+            counts = tuple(float(state[name]) for name in COUNTS if name in state)
             filled = tuple(name for name, value in state.items() if value is not None)
-            key = (group_of[id(parameter)], parameter.dtype, parameter.device, float(state.get("step", 0)), filled)
+            key = (group_of[id(parameter)], parameter.dtype, parameter.device, counts, filled)
             members.setdefault(key, []).append(index)
         return [self._bucket(indices, key[0], parameters) for key, indices in members.items()]
 
     def _bucket(self, indices: list[int], group_number: int, parameters: Sequence[Tensor]) -> _Bucket:
         members = [parameters[index] for index in indices]
         states = [self.optimizer.state.get(parameter, {}) for parameter in members]
-        state: dict[str, Any] = {"step": float(states[0].get("step", 0))}
+        state: dict[str, Any] = {name: float(states[0][name]) for name in COUNTS if name in states[0]}
         for name, value in states[0].items():
-            if name != "step" and value is not None:
+            if name not in COUNTS and value is not None:
                 state[name] = _join([one[name] for one in states])
         return _Bucket(indices, _join([p.detach() for p in members]), state, self.optimizer.param_groups[group_number])
 
@@ -142,34 +118,6 @@ class _Bucket:
         shapes = [like[index].shape for index in self.indices]
         parts = flat.split([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes)]
-
-
-def _adam(theta: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    beta1, beta2 = group["betas"]
-    step = state["step"] + 1
-    mean = beta1 * state.get("exp_avg", 0.0) + (1 - beta1) * grad
-    square = beta2 * state.get("exp_avg_sq", 0.0) + (1 - beta2) * grad * grad
-    if group["amsgrad"] and "max_exp_avg_sq" in state:
-        largest = torch.maximum(state["max_exp_avg_sq"], square)
-    else:
-        largest = square
-    denominator = _sqrt(largest) / (1 - beta2**step) ** 0.5 + group["eps"]
-    stepped: Tensor = theta - group["lr"] / (1 - beta1**step) * mean / denominator
-    return stepped
-
-
-def _descent(grad: Tensor, group: Mapping[str, Any]) -> Tensor:
-    return -grad if group["maximize"] else grad
-
-
-def _sqrt(values: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0.
-
-    The square's mean is 0 only where the gradient and its whole history are; there the factor d(square)/d(grad) is 0,
-    and autograd's infinity times 0 would be NaN.
-    """
-    positive = values > 0
-    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

@@ -542,5 +542,5 @@ def test_bad_options_of_the_hypergradient_are_refused():
         maxl.hypergradient(X, Y, meta_batch=X)
     with pytest.raises(ValueError, match=re.escape("`meta_batch[1]` must hold primary class indices in 0..1, found 2")):
         maxl.hypergradient(X, Y, meta_batch=(X, Y + 1))
-    with pytest.raises(TypeError, match=r"`optimizer` must be of a kind whose step can be differentiated.*Adagrad"):
-        maxl.step(X, Y, torch.optim.Adagrad(maxl.network.parameters()), optimizers(maxl)[1])
+    with pytest.raises(TypeError, match=r"`optimizer` must be of a kind whose step can be differentiated.*Adamax"):
+        maxl.step(X, Y, torch.optim.Adamax(maxl.network.parameters()), optimizers(maxl)[1])

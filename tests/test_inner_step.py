@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from maxl_l2l.inner_step import InnerStep
@@ -30,6 +30,35 @@ OPTIMIZERS = {
     "adamw": (AdamW, ADAM | {"weight_decay": 0.3}),
     "adamw-default": (AdamW, {}),
     "adamw-all": (AdamW, ADAM | {"weight_decay": 0.3, "amsgrad": True, "maximize": True}),
+}
+for kind in (NAdam, RAdam):
+    name = kind.__name__.lower()
+    OPTIMIZERS[name] = (kind, ADAM)
+    OPTIMIZERS[f"{name}-default"] = (kind, {})
+    OPTIMIZERS[f"{name}-long-memory"] = (kind, ADAM | {"betas": (0.9, 0.9)})  # RAdam rectifies from its 5th step on
+    OPTIMIZERS[f"{name}-all"] = (kind, ADAM | {"weight_decay": 0.3, "decoupled_weight_decay": True})
+    if "maximize" in inspect.signature(kind).parameters:
+        OPTIMIZERS[f"{name}-maximize"] = (kind, ADAM | {"weight_decay": 0.3, "maximize": True})
+RMS = {"lr": 0.1, "eps": EPS, "alpha": 0.7}
+OPTIMIZERS |= {
+    "rmsprop": (RMSprop, RMS),
+    "rmsprop-default": (RMSprop, {}),
+    "rmsprop-momentum": (RMSprop, RMS | {"momentum": 0.9, "weight_decay": 0.3}),
+    "rmsprop-all": (RMSprop, RMS | {"momentum": 0.9, "weight_decay": 0.3, "centered": True, "maximize": True}),
+    "adagrad": (Adagrad, {"lr": 0.1, "eps": EPS}),
+    "adagrad-all": (
+        Adagrad,
+        {
+            "lr": 0.1,
+            "eps": EPS,
+            "lr_decay": 0.2,
+            "weight_decay": 0.3,
+            "initial_accumulator_value": 0.1,
+            "maximize": True,
+        },
+    ),
+    "adadelta": (Adadelta, {"lr": 0.1, "eps": EPS}),
+    "adadelta-all": (Adadelta, {"lr": 0.1, "eps": EPS, "rho": 0.7, "weight_decay": 0.3, "maximize": True}),
 }
 if "decoupled_weight_decay" in inspect.signature(Adam).parameters:
     OPTIMIZERS["adam-decoupled"] = (Adam, ADAM | {"weight_decay": 0.3, "decoupled_weight_decay": True})
@@ -252,8 +281,8 @@ class SlowSGD(SGD):
     """A kind of its own: what its step does is not known."""
 
 
-@pytest.mark.parametrize("kind", [RMSprop, Adagrad, SlowSGD])
+@pytest.mark.parametrize("kind", [Adamax, SlowSGD])
 def test_optimizer_without_a_rule_raises(kind):
-    message = r"`optimizer` must be of a kind whose step can be differentiated \(Adam, AdamW, SGD\), found "
+    message = r"`optimizer` must be of a kind whose step can be differentiated \(Adadelta, .*, SGD\), found "
     with pytest.raises(TypeError, match=message + f"{kind.__name__}. Use one of these for the network"):
         InnerStep(kind(new_parameters(), lr=0.1))

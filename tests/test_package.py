@@ -31,6 +31,7 @@ ORDER = (
     "heads",
     "networks",
     "cloning",
+    "rules",
     "inner_step",
     "passes",
     "hypergradient",
