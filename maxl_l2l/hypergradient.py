@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .inner_step import InnerStep
 from .passes import (
@@ -123,6 +124,16 @@ METHODS: dict[str, Callable[[Bilevel, Batch, Batch, InnerStep], Derivatives]] = 
     "unrolled": _unrolled,
     "regularizer": _regularizer_only,
 }
+
+
+def differentiate(method: str, bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
+    """Computes both networks' gradients by one of :data:`METHODS`; changes nothing but the random state.
+
+    Fused attention has neither a forward-mode derivative nor a second one, torch's math kernel has both; all passes use
+    it, so that they also share its dropout masks.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        return METHODS[method](bilevel, batch, meta_batch, inner)
 
 
 class _InnerPass:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .hypergradient import METHODS, Batch, Bilevel, Derivatives, Objective, StepResult
+from .hypergradient import Batch, Bilevel, Derivatives, Objective, StepResult, differentiate
 from .inner_step import InnerStep
 from .passes import buffer_copies, cuda_devices, virtual_pass, write_buffers
 
@@ -23,13 +23,13 @@ def add_hypergradient(
         batch: x and y of the inner step.
         meta_batch: x and y of the meta loss.
         inner: The rule U; it must hold all trainable parameters of the network.
-        method: A key of :data:`METHODS`.
+        method: As in :func:`differentiate`.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
     """
     with torch.random.fork_rng(cuda_devices(bilevel.network)):
-        derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
+        derivatives = differentiate(method, bilevel, batch, meta_batch, inner)
     derivatives.check_finite()
     for parameter, grad in derivatives.generator_grads.items():
         parameter.grad = grad if parameter.grad is None else parameter.grad + grad
@@ -52,7 +52,7 @@ def fused_step(
     Raises:
         NonFiniteError: A loss or gradient is not finite.
     """
-    derivatives = METHODS[method](bilevel, batch, meta_batch, InnerStep(optimizer))
+    derivatives = differentiate(method, bilevel, batch, meta_batch, InnerStep(optimizer))
     derivatives.check_finite()
     _take_step(optimizer, derivatives.network_grads)
     write_buffers(bilevel.network, derivatives.network_buffers)
@@ -70,7 +70,7 @@ def generator_step(
     method: str = "forward",
 ) -> StepResult:
     """One training step of the generator by the hypergradient through a virtual step of the network."""
-    derivatives = METHODS[method](bilevel, batch, meta_batch, inner)
+    derivatives = differentiate(method, bilevel, batch, meta_batch, inner)
     derivatives.check_finite()
     _take_step(generator_optimizer, derivatives.generator_grads)
     write_buffers(bilevel.generator, derivatives.generator_buffers)
