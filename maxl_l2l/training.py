@@ -30,6 +30,8 @@ except ImportError:
     tqdm = None
 
 SCHEDULES = ("batch", "epoch")
+SHOWN = ("test_accuracy", "accuracy", "sub_classes", "primary_loss", "auxiliary_loss", "meta_loss", "test_loss")
+"""What the progress bar shows, the most telling first: a narrow terminal cuts the rest off."""
 
 
 def fit(
@@ -300,7 +302,7 @@ class _Bar:
 
     def show(self, record: dict[str, Any]) -> None:
         if self.bar is not None:
-            values = {name: value for name, value in record.items() if name not in ("seconds", "lr")}
+            values = {name: record[name] for name in SHOWN if name in record}
             self.bar.set_postfix({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in values.items()})
             self.shown = time.perf_counter()
 
