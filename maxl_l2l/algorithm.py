@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from .checks import check_batch, check_choice, check_generator, check_optimizer, check_rows
@@ -133,7 +134,8 @@ class AuxiliaryLabelGenerator(Learner):
             self.check_targets(targets, y)
         else:
             self._check_given(targets, y)
-        outputs, auxiliary = (network or self.network)(x)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention can't be differentiated twice
+            outputs, auxiliary = (network or self.network)(x)
         return self.objective.primary(outputs, y) + self.objective.auxiliary(auxiliary, targets)
 
     def primary_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:

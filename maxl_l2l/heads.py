@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 
 def resolve_head(
@@ -21,9 +22,15 @@ def resolve_head(
         raise TypeError(
             f"`model` must be a torch.nn.Module, found {type(model).__name__}. Pass the model itself, not its class."
         )
+    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"`model` must have all of its parameters, found lazy ones that have no shape yet: {', '.join(lazy[:5])}. "
+            "Call the model once on a batch first."
+        )
     if num_features is None:
         return find_head(model, num_outputs) if head is None else _checked_head(model, head, num_outputs)
-    if head is not None or num_outputs is None or num_features < 1:
+    if head is not None or num_outputs is None or not isinstance(num_features, int) or num_features < 1:
         raise ValueError(
             f"`num_features` must be the width (>= 1) of a headless backbone's output, with the number of primary "
             f"outputs and without `head`, found {num_features!r}, {num_outputs!r} and {head!r}. "
@@ -35,9 +42,9 @@ def resolve_head(
 def find_head(model: nn.Module, num_outputs: int | None) -> str:
     """Finds the layer that produces a model's logits, by its number of outputs.
 
-    With num_outputs: the only ``nn.Linear`` of that width; without one, the only convolution. Of several, the last of a
-    ``nn.Sequential`` that feeds them into one another. Without num_outputs: the last of all linear layers and
-    convolutions in the order of definition.
+    With num_outputs: the only linear layer or convolution of that width. Of several, the last of a ``nn.Sequential``
+    that feeds them into one another; and convolutions do not count where a linear layer of that width follows. Without
+    num_outputs: the last of all linear layers and convolutions in the order of definition.
 
     Args:
         model: Any module.
@@ -54,8 +61,6 @@ def find_head(model: nn.Module, num_outputs: int | None) -> str:
     if num_outputs is None and layers:
         return layers[-1]
     candidates = [name for name in layers if widths[name] == num_outputs]
-    linear = [name for name in candidates if isinstance(model.get_submodule(name), nn.Linear)]
-    candidates = linear or candidates
     if not candidates:
         last = (
             ", ".join(f"{name!r} ({widths[name]} outputs)" for name in layers[-3:]) or "no linear layer or convolution"
@@ -67,10 +72,14 @@ def find_head(model: nn.Module, num_outputs: int | None) -> str:
             "Make len(psi) the model's number of outputs, or pass num_features= for a backbone without a head."
         )
     *others, last_name = candidates
+    if isinstance(model.get_submodule(last_name), nn.Linear):
+        # Convolutions before a linear layer are not the head, however many outputs they have.
+        others = [name for name in others if isinstance(model.get_submodule(name), nn.Linear)]
     if not all(_feeds_in_sequence(model, other, last_name) for other in others):
         raise ValueError(
             f"`head` must be named, as {len(candidates)} layers have {num_outputs} outputs: "
-            f"{', '.join(repr(name) for name in candidates)}. Pass the one that gives the logits, head={last_name!r}."
+            f"{', '.join(repr(name) for name in candidates)}. "
+            f"Pass the one that gives the logits, for example head={last_name!r}."
         )
     return last_name
 

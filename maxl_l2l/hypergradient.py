@@ -14,9 +14,10 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from .passes import (
     cuda_devices,
     largest_entry,
     virtual_pass,
+    within,
 )
 
 Batch = tuple[Any, Tensor]
@@ -96,10 +98,8 @@ def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep
     grads = state.grads()
     slopes = inner.slopes(state.parameters, grads)
     stepped = [value.detach().requires_grad_() for value in inner.look_ahead(state.parameters, grads)]
-    meta_loss = _meta_loss(bilevel, state, stepped, meta_batch)
-    v = torch.autograd.grad(meta_loss, stepped, allow_unused=True)
+    meta_loss, v = _meta_gradient(bilevel, state, stepped, meta_batch)
     rng = RandomState(state.devices)
-    state.rng.restore()
     tangent = _auxiliary_tangent(state, batch[0], [_product(slope, part) for slope, part in zip(slopes, v)])
     rng.restore()
     return state.derivatives(grads, _pulled_back(state, tangent), meta_loss)
@@ -109,7 +109,9 @@ def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerSte
     """The hypergradient by a double backward pass through the inner step: the reference, at more time and memory."""
     state = _InnerPass(bilevel, batch, attached=True)
     grads = state.grads(create_graph=True)
-    meta_loss = _meta_loss(bilevel, state, inner.look_ahead(state.parameters, grads), meta_batch)
+    stepped = dict(zip(state.names, inner.look_ahead(state.parameters, grads)))
+    outputs, _ = virtual_pass(state.network, stepped, clones(state.buffers), meta_batch[0])
+    meta_loss = state.objective.primary(outputs, meta_batch[1])
     return state.derivatives(grads, meta_loss, meta_loss)
 
 
@@ -142,7 +144,6 @@ class _InnerPass:
     Attributes:
         targets: The generator's labels, with their graph.
         buffers, generator_buffers: Copies that the pass has moved.
-        before: Copies that it has not, for the forward-mode pass.
         rng: The random state that it began with, so that the forward-mode pass draws the same dropout mask.
     """
 
@@ -152,10 +153,10 @@ class _InnerPass:
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trainable), list(trainable.values())
         self.devices = cuda_devices(self.network)
-        self.before, self.buffers = buffer_copies(self.network), buffer_copies(self.network)
-        self.generator_buffers = buffer_copies(self.generator)
+        self.buffers, self.generator_buffers = buffer_copies(self.network), buffer_copies(self.generator)
         self.targets = virtual_pass(self.generator, {}, self.generator_buffers, x, y)
         check_targets(self.targets, y)
+        _check_attached(self.targets, self.generator)
         self.rng = RandomState(self.devices)
         self.outputs, self.auxiliary = virtual_pass(self.network, {}, self.buffers, x)
         self.primary_loss = self.objective.primary(self.outputs, y)
@@ -165,7 +166,12 @@ class _InnerPass:
     def grads(self, create_graph: bool = False) -> tuple[Tensor | None, ...]:
         """The gradient of the multi-task loss at theta_1; None for a parameter that it does not depend on."""
         loss = self.primary_loss + self.auxiliary_loss
-        return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+        return within(
+            self.network,
+            {},
+            buffer_copies(self.network),
+            lambda: torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True),
+        )
 
     def derivatives(
         self, grads: Sequence[Tensor | None], surrogate: Tensor | None, meta_loss: Tensor | None
@@ -176,7 +182,13 @@ class _InnerPass:
         parameters = [p for p in self.generator.parameters() if p.requires_grad]
         found: Sequence[Tensor | None] = ()
         if terms and parameters:
-            found = torch.autograd.grad(sum(terms[1:], terms[0]), parameters, allow_unused=True)
+            total = sum(terms[1:], terms[0])
+            found = within(
+                self.generator,
+                {},
+                buffer_copies(self.generator),
+                lambda: torch.autograd.grad(total, parameters, allow_unused=True),
+            )
         return Derivatives(
             result=StepResult(
                 self.primary_loss.detach(),
@@ -225,17 +237,33 @@ class Derivatives:
         )
 
 
-def _meta_loss(bilevel: Bilevel, state: _InnerPass, stepped: Sequence[Tensor], meta_batch: Batch) -> Tensor:
-    """The primary loss of the meta batch at theta_1+."""
+def _meta_gradient(
+    bilevel: Bilevel, state: _InnerPass, stepped: Sequence[Tensor], meta_batch: Batch
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The primary loss of the meta batch at theta_1+, and its gradient v there."""
     x, y = meta_batch
-    parameters = dict(zip(state.names, stepped))
-    outputs, _ = virtual_pass(bilevel.network, parameters, clones(state.buffers), x)
-    return bilevel.objective.primary(outputs, y)
+
+    def loss_and_gradient() -> tuple[Tensor, Sequence[Tensor | None]]:
+        outputs, _ = bilevel.network(x)
+        loss = bilevel.objective.primary(outputs, y)
+        return loss, torch.autograd.grad(loss, stepped, allow_unused=True)
+
+    return within(bilevel.network, dict(zip(state.names, stepped)), clones(state.buffers), loss_and_gradient)
 
 
 def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | None]) -> Tensor:
     """The derivative o' of the auxiliary outputs at theta_1 along a direction in parameter space."""
+    try:
+        return _tangent(state, x, direction)
+    except NotImplementedError:
+        # Fused recurrent and transformer kernels have no forward-mode rule, what they are made of has.
+        with _plain_kernels():
+            return _tangent(state, x, direction)
+
+
+def _tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | None]) -> Tensor:
     _load_forward_mode_rules()
+    state.rng.restore()
     with torch.no_grad(), forward_ad.dual_level():
         duals = {
             name: forward_ad.make_dual(parameter.detach(), tangent)
@@ -243,7 +271,7 @@ def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | N
             if tangent is not None
         }
         try:
-            _, auxiliary = virtual_pass(state.network, duals, state.before, x)
+            _, auxiliary = virtual_pass(state.network, duals, buffer_copies(state.network), x)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"`method` 'forward' needs a forward-mode rule for every operator of the network: {error}. "
@@ -251,6 +279,27 @@ def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | N
             ) from error
         tangent = forward_ad.unpack_dual(auxiliary).tangent
         return torch.zeros_like(state.auxiliary) if tangent is None else tangent
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Switches off the fused recurrent and transformer kernels."""
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = fused
+
+
+def _check_attached(targets: Tensor, generator: nn.Module) -> None:
+    if not targets.requires_grad and any(parameter.requires_grad for parameter in generator.parameters()):
+        raise ValueError(
+            "`generator` must return targets that depend on its parameters, found targets without a graph. "
+            "Compute them without detach(), no_grad() or argmax()."
+        )
 
 
 @functools.cache

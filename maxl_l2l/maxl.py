@@ -78,6 +78,8 @@ class MAXL(AuxiliaryLabelGenerator):
         head = resolve_head(model, head, hierarchy.num_primary, num_features)
         if generator is None:
             generator = default_generator(model, hierarchy, head, num_features, weighted)
+        elif isinstance(generator, LabelGenerator):
+            _check_label_generator(generator, hierarchy, weighted)
         loss = partial(focal_loss_per_sample, gamma=gamma)
         super().__init__(
             model,
@@ -100,6 +102,10 @@ class MAXL(AuxiliaryLabelGenerator):
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets are probabilities ``[N, K, ...]``."""
         super().check_targets(targets, y)
+        if not targets.is_floating_point():
+            raise ValueError(
+                f"`generator` must give floating-point probabilities, found {targets.dtype}. End it with a softmax."
+            )
         self._check_shape(targets, y, "generator")
         # A masked softmax sums to 1, or to its weight, by construction; if it is NaN, the step says so.
         if not isinstance(self.generator, LabelGenerator):
@@ -134,3 +140,11 @@ class MAXL(AuxiliaryLabelGenerator):
 def _weighted_entropy(targets: Tensor, weight: float, normalize: bool) -> Tensor:
     labels = targets / targets.sum(dim=1, keepdim=True) if normalize else targets
     return weight * entropy_loss(labels)
+
+
+def _check_label_generator(generator: LabelGenerator, hierarchy: Hierarchy, weighted: bool) -> None:
+    if generator.hierarchy != hierarchy or generator.weighted != weighted:
+        raise ValueError(
+            f"`generator` must have psi {list(hierarchy.psi)} and weighted={weighted}, "
+            f"found {list(generator.hierarchy.psi)} and {generator.weighted}. Make it with the same options as MAXL."
+        )

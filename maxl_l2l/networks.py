@@ -29,12 +29,19 @@ class MultiTaskNetwork(nn.Module):
         auxiliary_head: Maps the features to auxiliary logits.
         head: Name of the model's own head within it, as in ``named_modules()``; not used with primary_head.
         primary_head: Maps the features of a headless backbone to primary logits.
+        num_primary: How many outputs the model must have; None if any number will do.
     """
 
     def __init__(
-        self, module: nn.Module, auxiliary_head: nn.Module, head: str = "", primary_head: nn.Module | None = None
+        self,
+        module: nn.Module,
+        auxiliary_head: nn.Module,
+        head: str = "",
+        primary_head: nn.Module | None = None,
+        num_primary: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_primary = num_primary
         self.module = module
         self.primary_head = primary_head
         self.auxiliary_head = auxiliary_head
@@ -50,6 +57,7 @@ class MultiTaskNetwork(nn.Module):
 
         Raises:
             TypeError: The model returns something else than a tensor.
+            ValueError: The model has another number of outputs than psi has entries.
             RuntimeError: The model's head did not run exactly once.
         """
         if self.primary_head is not None:
@@ -63,12 +71,21 @@ class MultiTaskNetwork(nn.Module):
         head = self.module.get_submodule(self.head)
         with head.register_forward_pre_hook(read_features, with_kwargs=True):
             primary = _as_tensor(self.module(x))
+        self._check_outputs(primary)
         if len(found) != 1:
             raise RuntimeError(
                 f"`head` must run once in a forward pass, but {self.head!r} ran {len(found)} times. "
                 "Name the layer that produces the primary logits with head=."
             )
         return primary, self._match_positions(found[0], primary)
+
+    def _check_outputs(self, primary: Tensor) -> None:
+        if self.num_primary is not None and (primary.dim() < 2 or primary.shape[1] != self.num_primary):
+            raise ValueError(
+                f"`psi` must have an entry per model output: it has {self.num_primary}, the model returned "
+                f"{list(primary.shape)}. Give psi as many entries as the model has classes, or name the layer that "
+                f"produces the logits with head= (it is taken to be {self.head!r})."
+            )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the model's own output, untouched; for a headless backbone the primary logits ``[N, C]``."""
@@ -134,13 +151,14 @@ class LabelGenerator(nn.Module):
         Raises:
             ValueError: The body's logits have another shape.
         """
-        logits = self.body(x)
+        logits = _as_tensor(self.body(x))
         num_auxiliary = self.hierarchy.num_auxiliary
         expected = [y.shape[0], num_auxiliary + self.weighted, *y.shape[1:]]
         if list(logits.shape) != expected:
             raise ValueError(
                 f"`generator` must give logits of shape {expected} before its softmax, found {list(logits.shape)}. "
-                f"Give its network sum(psi) = {num_auxiliary} outputs{' and one for the weight' * self.weighted}."
+                f"Give its network sum(psi) = {num_auxiliary} outputs{' and one for the weight' * self.weighted}; "
+                "if it is the default copy of the model, name the layer that produces the model's logits with head=."
             )
         labels = softmax_in_block(logits[:, :num_auxiliary], y, self.primary_of_auxiliary)
         if not self.weighted:
@@ -168,7 +186,8 @@ def multi_task_network(
     """
     name = resolve_head(model, head, num_primary, num_features)
     if name is not None:
-        return MultiTaskNetwork(model, resized_head(model.get_submodule(name), num_auxiliary), name)
+        auxiliary_head = resized_head(model.get_submodule(name), num_auxiliary)
+        return MultiTaskNetwork(model, auxiliary_head, name, num_primary=num_primary)
     assert num_features is not None  # by resolve_head
     assert num_primary is not None
     primary_head = nn.Linear(num_features, num_primary, **_place(model))
@@ -204,8 +223,12 @@ def default_generator(
     if num_features is not None:
         body = nn.Sequential(body, nn.Linear(num_features, num_outputs, **_place(model)))
     elif head:
-        parent, _, attribute = head.rpartition(".")
-        setattr(body.get_submodule(parent), attribute, resized_head(body.get_submodule(head), num_outputs))
+        old_head = body.get_submodule(head)
+        new_head = resized_head(old_head, num_outputs)
+        for module in list(body.modules()):  # the head may be registered under several names
+            for name, child in module._modules.items():
+                if child is old_head:
+                    module._modules[name] = new_head
     else:
         body = resized_head(body, num_outputs)
     # Children first: a parent that initialises its children has the last word.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +11,50 @@ from torch.func import functional_call
 
 from .errors import NonFiniteError
 
+ResultType = TypeVar("ResultType")
+
 
 def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
     """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies.
 
     Names are those of ``named_parameters()`` and ``named_buffers()``: a tensor with two places has the first one's.
     """
+    return within(module, parameters, buffers, lambda: module(*args))
+
+
+def within(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    buffers: dict[str, Tensor],
+    function: Callable[[], ResultType],
+) -> ResultType:
+    """Calls a function while a module has other parameters and buffers, named as in :func:`virtual_pass`.
+
+    A backward pass belongs in here if the module recomputes what it did not keep (activation checkpointing): it must
+    meet the same parameters again.
+    """
     given = {**parameters, **buffers}
     originals = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     names = {id(originals[name]): name for name in given}
     # One entry a place, ties made here: with tie_weights=True torch (2.15) swaps a layer that is registered twice, or
     # its buffers, twice, and then fails to put the original back.
-    places = {place: names[id(tensor)] for place, tensor in _places(module) if id(tensor) in names}
+    places = {f"module.{place}": names[id(tensor)] for place, tensor in _places(module) if id(tensor) in names}
     state = {place: given[name] for place, name in places.items()}
-    output = functional_call(module, state, args, tie_weights=False)
+    result: ResultType = functional_call(_Caller(module), state, (function,), tie_weights=False)
     # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
     buffers.update((name, state[place]) for place, name in places.items() if name in buffers)
-    return output
+    return result
+
+
+class _Caller(nn.Module):
+    """Holds a module, so that functional_call swaps its tensors, and calls whatever it is given."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

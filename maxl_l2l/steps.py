@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .hypergradient import Batch, Bilevel, Derivatives, Objective, StepResult, differentiate
 from .inner_step import InnerStep
-from .passes import buffer_copies, cuda_devices, virtual_pass, write_buffers
+from .passes import buffer_copies, cuda_devices, virtual_pass, within, write_buffers
 
 
 def add_hypergradient(
@@ -46,8 +46,9 @@ def fused_step(
 ) -> StepResult:
     """One training step of the network, and one of the generator by the hypergradient through that very step.
 
-    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, so a call that
-    raises leaves parameters, buffers and optimizers as they were. Arguments as in :func:`add_hypergradient`.
+    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, so that a call
+    that raises leaves parameters, buffers and optimizers as they were, unless it is an optimizer's step itself that
+    raises. Arguments as in :func:`add_hypergradient`.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite.
@@ -90,7 +91,9 @@ def network_step(
     if targets is not None:
         auxiliary_loss = objective.auxiliary(auxiliary, targets)
         loss = primary_loss + auxiliary_loss
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = within(
+        network, {}, buffer_copies(network), lambda: torch.autograd.grad(loss, parameters, allow_unused=True)
+    )
     grads = {parameter: grad for parameter, grad in zip(parameters, found) if grad is not None}
     result = StepResult(
         primary_loss.detach(),
@@ -109,3 +112,5 @@ def _take_step(optimizer: Optimizer, grads: Mapping[Tensor, Tensor]) -> None:
     for parameter, grad in grads.items():
         parameter.grad = grad
     optimizer.step()
+    # Inside a region of autocast the casted weights are kept until it ends; they are stale now.
+    torch.clear_autocast_cache()

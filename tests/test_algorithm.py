@@ -147,6 +147,32 @@ def test_stale_gradients_are_not_used():
     torch.testing.assert_close(head.weight, before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("take", ["step", "network_step"])
+def test_steps_inside_one_region_of_autocast_learn(take):
+    maxl = MAXL(mlp(), PSI)
+    optimizer, generator_optimizer = optimizers(maxl)
+    x, y = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        steps = {
+            "step": lambda: maxl.step(x, y, optimizer, generator_optimizer),
+            "network_step": lambda: maxl.network_step(x, y, optimizer),
+        }
+        losses = [steps[take]().primary_loss.item() for _ in range(10)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_results_carry_no_graph():
+    maxl = MAXL(mlp(), PSI)
+    optimizer, generator_optimizer = optimizers(maxl)
+    results = [
+        maxl.step(*batch(), optimizer, generator_optimizer),
+        maxl.network_step(*batch(), optimizer),
+        maxl.generator_step(*batch(), optimizer, generator_optimizer),
+        maxl.hypergradient(*batch()),
+    ]
+    assert not any(value.requires_grad for result in results for value in result if value is not None)
+
+
 def test_generator_step_leaves_the_network_and_moves_the_generators_statistics_once():
     maxl = MAXL(mlp(), PSI)
     optimizer, generator_optimizer = optimizers(maxl)
@@ -441,13 +467,16 @@ class Returns(nn.Module):
 
     def __init__(self, value):
         super().__init__()
-        self.value = nn.Parameter(torch.as_tensor(value)) if value is not None else None
+        self.value = value
+        if value is not None and value.is_floating_point():
+            self.value = nn.Parameter(value)
 
     def forward(self, x, y):
         return self.value
 
 
 GENERATORS = [
+    (torch.eye(5)[:4].long(), r"`generator` must give floating-point probabilities, found torch.int64"),
     (torch.full((3, 5), 0.2), r"`generator` must give a tensor with a target per sample, 4 in all, found \[3, 5\]"),
     (None, r"`generator` must give a tensor with a target per sample, 4 in all, found NoneType"),
     (torch.full((4, 4), 0.25), r"`generator` must give probabilities of shape \[4, 5\], found \[4, 4\]"),
@@ -462,6 +491,25 @@ def test_generators_that_return_no_probabilities_are_refused(value, message):
     for call in (lambda: maxl.loss(X, Y), lambda: maxl.hypergradient(X, Y), lambda: maxl.meta_loss(X, Y)):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_generator_that_returns_detached_targets_is_refused():
+    class Detached(Returns):
+        def forward(self, x, y):
+            return self.value.detach()
+
+    maxl = MAXL(mlp(), PSI, generator=Detached(torch.full((4, 5), 0.2)))
+    with pytest.raises(ValueError, match=r"`generator` must return targets that depend on its parameters"):
+        maxl.hypergradient(X, Y)
+
+
+def test_label_generator_of_another_hierarchy_or_without_weights_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`generator` must have psi \[2, 3\] and weighted=False, found \[3, 2\] and False"
+    ):
+        MAXL(mlp(), PSI, generator=LabelGenerator(nn.Linear(8, 5), [3, 2]))
+    with pytest.raises(ValueError, match=r"psi \[2, 3\] and weighted=True, found \[2, 3\] and False"):
+        MAXL(mlp(), PSI, weighted=True, generator=LabelGenerator(nn.Linear(8, 5), PSI))
 
 
 def test_label_generator_of_the_wrong_width_is_refused():

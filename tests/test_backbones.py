@@ -1,9 +1,12 @@
 """Hypergradients of real architectures: the two roads agree on each."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from maxl_l2l import MAXL
@@ -82,3 +85,73 @@ def test_forward_works_where_the_second_derivative_is_missing():
     assert hypergradient(maxl, x, y, "forward").norm() > 0
     with pytest.raises(RuntimeError, match="hardsigmoid"):
         maxl.hypergradient(x, y, method="unrolled")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_float32_lstm_of_the_cpu_is_differentiated(training):
+    # Its fused kernel has no forward-mode rule; nor has that of a transformer in evaluation mode, below.
+    torch.manual_seed(0)
+    maxl = MAXL(Recurrent(), PSI, entropy_weight=0.0).train(training)
+    x, y = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = hypergradient(maxl, x, y, "forward")
+    expected = hypergradient(maxl.double(), x.double(), y, "forward")
+    if training:  # dropout draws other masks in other dtypes
+        assert found.isfinite().all()
+    else:
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
+    assert torch.backends.mkldnn.enabled
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(48, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.flatten(1).unflatten(1, (-1, 48))).mean(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_transformer_encoder_is_differentiated_in_both_modes(training):
+    maxl = MAXL(Encoder().double(), PSI, entropy_weight=0.0).train(training)
+    x, y = torch.randn(3, 3, 32, 32).double(), torch.tensor([0, 1, 2])
+    forward, unrolled = hypergradient(maxl, x, y, "forward"), hypergradient(maxl, x, y, "unrolled")
+    assert (forward - unrolled).norm() <= 1e-9 * unrolled.norm()
+    learner = maxl.clone()
+    learner.adapt(learner.loss(x, y))
+    learner.meta_loss(x, y).backward()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Checkpointed(nn.Module):
+    """Recomputes its body in the backward pass instead of keeping it."""
+
+    def __init__(self, recompute):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Tanh())
+        self.head = nn.Linear(16, 3)
+        self.recompute = recompute
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :48]
+        features = checkpoint(self.body, x, use_reentrant=False) if self.recompute else self.body(x)
+        return self.head(features)
+
+
+def test_activation_checkpointing_changes_neither_gradient_nor_statistics():
+    torch.manual_seed(0)
+    maxl = MAXL(Checkpointed(recompute=True).double(), PSI, lr=0.5)
+    x, y = torch.randn(6, 3, 32, 32).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+    before = copy.deepcopy(maxl.state_dict())
+    found = hypergradient(maxl, x, y, "forward")
+    torch.testing.assert_close(maxl.state_dict(), before, rtol=0, atol=0)
+    maxl.module.recompute = maxl.generator.body.recompute = False
+    torch.testing.assert_close(found, hypergradient(maxl, x, y, "unrolled"), rtol=1e-9, atol=1e-14)
+    maxl.module.recompute = maxl.generator.body.recompute = True
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.5)
+    maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.5))
+    maxl.network_step(x, y, optimizer)
+    assert int(maxl.module.body[1].num_batches_tracked) == 2
+    assert int(maxl.generator.body.body[1].num_batches_tracked) == 1

@@ -1,9 +1,10 @@
 """Finding the layer that gives a model's logits."""
 
 import pytest
+import torch
 from torch import nn
 
-from maxl_l2l import MAXL
+from maxl_l2l import MAXL, LabelGenerator
 from maxl_l2l.heads import find_head
 
 C = 4
@@ -19,13 +20,13 @@ def mlp():
     [
         (nn.Linear(8, C), C, ""),
         (nn.Sequential(nn.Linear(8, C), nn.ReLU(), nn.Linear(C, C)), C, "2"),
-        (nn.ModuleDict({"linear": nn.Linear(8, C), "convolution": nn.Conv2d(3, C, 1)}), C, "linear"),
+        (nn.ModuleDict({"convolution": nn.Conv2d(3, C, 1), "linear": nn.Linear(8, C)}), C, "linear"),
         (nn.Sequential(nn.Linear(8, C), nn.ReLU(), nn.Linear(C, 2)), C, "0"),
         (nn.Sequential(nn.Linear(8, C), nn.ReLU(), nn.Linear(C, 2)), None, "2"),
         (nn.Sequential(nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(8, C, 3)), C, "1"),
         (nn.ModuleDict({"encoder": nn.Linear(8, 8), "decoder": nn.Conv3d(8, C, 1)}), C, "decoder"),
     ],
-    ids=["itself", "sequence", "linear-first", "by-width", "last-of-any", "transposed", "volume"],
+    ids=["itself", "sequence", "linear-last", "by-width", "last-of-any", "transposed", "volume"],
 )
 def test_head_is_found_by_its_number_of_outputs(model, num_outputs, head):
     assert find_head(model, num_outputs) == head
@@ -37,6 +38,45 @@ def test_several_candidates_are_listed_by_name():
     with pytest.raises(ValueError, match=expected):
         MAXL(model, PSI)
     assert MAXL(model, PSI, head="left", generator=nn.Linear(8, 6)).network.head == "left"
+
+
+def test_linear_gate_before_a_convolutional_head_is_ambiguous():
+    model = nn.ModuleDict({"gate": nn.Linear(8, C), "head": nn.Conv2d(3, C, 1)})
+    with pytest.raises(ValueError, match="2 layers have 4 outputs: 'gate', 'head'"):
+        find_head(model, C)
+
+
+def test_layer_inside_a_model_of_another_width_is_found_out_at_the_first_pass():
+    model = nn.Sequential(nn.Linear(8, 2), nn.ReLU(), nn.Linear(2, 7))  # a bottleneck as wide as psi is long
+    maxl = MAXL(model, [5, 5], generator=LabelGenerator(nn.Linear(8, 10), [5, 5]))
+    message = r"`psi` must have an entry per model output: it has 2, the model returned \[3, 7\].*head="
+    with pytest.raises(ValueError, match=message):
+        maxl.loss(torch.zeros(3, 8), torch.tensor([0, 1, 0]))
+
+
+def test_lazy_layers_are_refused_until_they_have_a_shape():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.LazyLinear(C))
+    with pytest.raises(
+        ValueError, match=r"found lazy ones that have no shape yet: 2.weight, 2.bias. Call the model once"
+    ):
+        MAXL(model, PSI)
+    model(torch.zeros(1, 8))
+    assert MAXL(model, PSI).network.head == "2"
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_head_under_two_names_is_replaced_under_both_in_the_generator():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, C)
+            self.heads = nn.ModuleList([self.fc])
+
+        def forward(self, x):
+            return self.heads[0](x)
+
+    maxl = MAXL(Twice(), PSI)
+    assert maxl.generator(torch.zeros(3, 8), torch.tensor([0, 1, 2])).shape == (3, 6)
 
 
 @pytest.mark.parametrize(
