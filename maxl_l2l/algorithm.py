@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from .checks import check_batch, check_choice, check_generator, check_optimizer, check_rows
+from .checks import check_batch, check_choice, check_count, check_generator, check_optimizer, check_rows
 from .hypergradient import (
     METHODS,
     Batch,
@@ -95,8 +95,7 @@ class AuxiliaryLabelGenerator(Learner):
         auxiliary_loss: Loss | None = None,
         regularizer: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if num_outputs < 1:
-            raise ValueError(f"`num_outputs` must be at least 1, found {num_outputs}. Count the auxiliary outputs.")
+        check_count(num_outputs, "num_outputs", "Count the auxiliary outputs.")
         network = multi_task_network(model, num_primary, num_outputs, head, num_features)
         check_generator(generator, model)
         super().__init__(network, generator, lr, first_order, allow_unused, allow_nograd)
@@ -128,7 +127,7 @@ class AuxiliaryLabelGenerator(Learner):
         Raises:
             TypeError, ValueError: x and y, or the targets, do not fit.
         """
-        self._check_batch(x, y)
+        self.check_batch(x, y)
         if targets is None:
             targets = self.generator(x, y)
             self.check_targets(targets, y)
@@ -140,7 +139,7 @@ class AuxiliaryLabelGenerator(Learner):
 
     def primary_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """The primary term of L1 alone, a scalar; arguments as in :meth:`loss`."""
-        self._check_batch(x, y)
+        self.check_batch(x, y)
         return self.objective.primary((network or self.network)(x)[0], y)
 
     def meta_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
@@ -208,14 +207,14 @@ class AuxiliaryLabelGenerator(Learner):
     ) -> StepResult:
         """One fused iteration: a step of the network on L1, and a step of the generator by its hypergradient.
 
-        The network's own step is the inner step, so it is computed once. A call that raises changes nothing but the
-        random state.
+        The network's own step is the inner step, so it is computed once. All is computed before anything is changed: a
+        call that raises changes nothing but the random state, unless an optimizer's own step raises.
 
         Args:
             x: Training samples, N of them.
             y: Their primary labels, first dimension N.
             optimizer: Holds all trainable parameters of ``self.network``.
-            generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind.
+            generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
             meta_batch: As in :meth:`hypergradient`.
             method: As in :meth:`hypergradient`.
 
@@ -235,7 +234,8 @@ class AuxiliaryLabelGenerator(Learner):
             torch.Size([4, 6])
         """
         meta_batch = self._checked_batches(x, y, meta_batch, method)
-        self._check_optimizers(optimizer, generator_optimizer)
+        self._check_optimizer(optimizer)
+        self._check_generator_optimizer(generator_optimizer)
         return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, method)
 
     def network_step(
@@ -246,7 +246,7 @@ class AuxiliaryLabelGenerator(Learner):
         Args:
             x: Training samples, N of them.
             y: Their primary labels, first dimension N.
-            optimizer: Holds all trainable parameters of ``self.network``; any kind.
+            optimizer: Holds all trainable parameters of ``self.network``; any kind that needs no closure.
             targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None (a virtual pass of it).
             auxiliary: Whether there is an auxiliary task at all; without it this is single-task training.
 
@@ -257,8 +257,8 @@ class AuxiliaryLabelGenerator(Learner):
             TypeError, ValueError: An argument does not fit; nothing has been computed.
             NonFiniteError: A loss or gradient is NaN or infinite; no parameter has been updated with it.
         """
-        self._check_batch(x, y)
-        self._check_optimizers(optimizer)
+        self.check_batch(x, y)
+        self._check_optimizer(optimizer)
         if not auxiliary:
             targets = None
         elif targets is None:
@@ -286,8 +286,12 @@ class AuxiliaryLabelGenerator(Learner):
         """
         meta_batch = self._checked_batches(x, y, meta_batch, method)
         inner = self._inner_step(optimizer)
-        check_optimizer(generator_optimizer, "generator_optimizer", self.generator, "generator", self.network)
+        self._check_generator_optimizer(generator_optimizer)
         return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, method)
+
+    def check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
+        """Raises unless y is a tensor with an entry for each sample of x, on its device; names are for the message."""
+        check_batch(x, y, names)
 
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets fit the batch."""
@@ -302,12 +306,16 @@ class AuxiliaryLabelGenerator(Learner):
     def _inner_step(self, optimizer: Optimizer | None) -> InnerStep:
         if optimizer is None:
             return InnerStep.sgd([p for p in self.network.parameters() if p.requires_grad], self.lr)
-        self._check_optimizers(optimizer)
+        self._check_optimizer(optimizer)
         return InnerStep(optimizer)
 
     def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None, method: str) -> Batch:
+        if method == "regularizer" and self.objective.regularizer is None:
+            raise ValueError(
+                "`method` 'regularizer' needs a regularizer, found None. Pass regularizer= when you build it."
+            )
         check_choice(method, METHODS, "method", "'forward' is exact and the cheapest")
-        self._check_batch(x, y)
+        self.check_batch(x, y)
         if meta_batch is None:
             return x, y
         if not isinstance(meta_batch, (tuple, list)) or len(meta_batch) != 2:
@@ -315,19 +323,17 @@ class AuxiliaryLabelGenerator(Learner):
                 f"`meta_batch` must be a pair (x, y), found {type(meta_batch).__name__}. "
                 "Pass the samples and labels of the meta loss."
             )
-        self._check_batch(*meta_batch, names=("meta_batch[0]", "meta_batch[1]"))
+        self.check_batch(*meta_batch, names=("meta_batch[0]", "meta_batch[1]"))
         return meta_batch[0], meta_batch[1]
-
-    def _check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
-        check_batch(x, y, names)
 
     def _check_given(self, targets: Any, y: Tensor) -> None:
         check_rows(targets, y.shape[0], "targets")
 
-    def _check_optimizers(self, optimizer: Optimizer, generator_optimizer: Optimizer | None = None) -> None:
+    def _check_optimizer(self, optimizer: Any) -> None:
         check_optimizer(optimizer, "optimizer", self.network, "network", self.generator)
-        if generator_optimizer is not None:
-            check_optimizer(generator_optimizer, "generator_optimizer", self.generator, "generator", self.network)
+
+    def _check_generator_optimizer(self, optimizer: Any) -> None:
+        check_optimizer(optimizer, "generator_optimizer", self.generator, "generator", self.network)
 
 
 class _Mean:

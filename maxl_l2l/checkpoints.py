@@ -53,9 +53,19 @@ class Checkpoint:
         """Puts all parts back into the state that was saved and returns the progress.
 
         Raises:
-            ValueError: The file is of another format, or of a run with other parts.
+            OSError: The file can't be read.
+            ValueError: It is no checkpoint, of another format, or of a run with other parts.
         """
-        content = torch.load(path, map_location=device, weights_only=True)
+        try:
+            content = torch.load(path, map_location=device, weights_only=True)
+            assert isinstance(content, dict)
+        except OSError:
+            raise
+        except Exception as error:  # what torch.load raises depends on which bytes it stumbles over
+            raise ValueError(
+                f"`checkpoint` must be a file that fit() wrote, found {path}, which can't be read as one: {error}. "
+                "Name another file."
+            ) from error
         found = list(content.get("parts", {}))
         if content.get("format") != FORMAT or found != list(self.parts):
             raise ValueError(

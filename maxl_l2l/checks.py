@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 
 def check_batch(x: Any, y: Any, names: tuple[str, str]) -> None:
-    """Raises unless y is a tensor with one entry per sample of x, on its device. An x of another kind is let pass."""
+    """Raises unless y is a tensor with one entry per sample of x, on its device. Tensors of a mapping are
+    checked one by one; an x of another kind is let pass."""
     if not isinstance(y, Tensor):
         raise TypeError(f"`{names[1]}` must be a tensor, found {type(y).__name__}. Use torch.as_tensor.")
+    if isinstance(x, Mapping):
+        for key, value in x.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                check_batch(value, y, (f"{names[0]}[{key!r}]", names[1]))
+        return
     if not isinstance(x, Tensor):
         return
     if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
@@ -51,6 +58,29 @@ def check_probabilities(targets: Tensor, argument: str, normalized: bool = True)
         )
 
 
+def check_count(value: Any, argument: str, advice: str) -> None:
+    """Raises unless value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{argument}` must be an integer, found {value!r} ({type(value).__name__}). {advice}")
+    if value < 1:
+        raise ValueError(f"`{argument}` must be at least 1, found {value}. {advice}")
+
+
+def check_number(value: Any, argument: str, advice: str) -> None:
+    """Raises unless value is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{argument}` must be a number, found {value!r} ({type(value).__name__}). {advice}")
+    if not 0 <= float(value) < float("inf"):
+        raise ValueError(f"`{argument}` must be a finite number >= 0, found {value}. {advice}")
+
+
+def check_kind(value: Any, kind: type, argument: str, advice: str) -> None:
+    """Raises TypeError unless value is an instance of a class."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"`{argument}` must be a {kind.__name__}, found {found}. {advice}")
+
+
 def check_choice(value: Any, allowed: Iterable[str], argument: str, advice: str) -> None:
     """Raises unless value is one of several strings."""
     names = list(allowed)
@@ -81,8 +111,17 @@ def check_optimizer(optimizer: Any, argument: str, module: nn.Module, kind: str,
             f"`{argument}` must be a torch.optim.Optimizer, found {type(optimizer).__name__}. "
             f"Make one with torch.optim.SGD(maxl.{kind}.parameters(), lr=0.01)."
         )
+    if isinstance(optimizer, LBFGS):
+        raise TypeError(
+            f"`{argument}` must take a step without a closure, found LBFGS. Use SGD or Adam, or a method like them."
+        )
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ValueError(
+            f"`{argument}` must have parameters to train, found that all of the {kind}'s are frozen. "
+            "Call requires_grad_(True) on some of them."
+        )
     missing = [name for name, parameter in trainable.items() if parameter not in held]
     if missing:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient became NaN or infinite; training stopped before it was used.
@@ -9,8 +11,10 @@ class NonFiniteError(ArithmeticError):
     Attributes:
         term: Which one: ``"primary loss"``, ``"auxiliary loss"``, ``"network gradient"``, ``"meta loss"``,
             ``"regularizer"`` or ``"hypergradient"``.
+        history: What :func:`fit` had recorded until then; None if the error is not from there.
     """
 
-    def __init__(self, term: str, message: str) -> None:
+    def __init__(self, term: str, message: str, history: Any = None) -> None:
         super().__init__(message)
         self.term = term
+        self.history = history

@@ -16,7 +16,7 @@ class History:
 
     Attributes:
         settings: How the run was made: plain data.
-        epochs: One record an epoch, in order. Losses are means over the epoch's batches, in nats; accuracies are
+        epochs: One record an epoch, in order. Losses are means over the epoch's samples; accuracies are
             fractions; see :func:`fit` for the keys.
 
     Example:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checks import refuse
+from .checks import check_number, refuse
 from .cloning import connected_clone, replace_parameters
 from .networks import MultiTaskNetwork
 
@@ -40,6 +40,7 @@ class Learner(nn.Module):
         allow_nograd: bool,
     ) -> None:
         super().__init__()
+        check_number(lr, "lr", "It is the step size of adapt().")
         self.network = network
         self.generator = generator
         self.lr = lr
@@ -47,7 +48,8 @@ class Learner(nn.Module):
         self.allow_nograd = allow_nograd
         self.allow_unused = allow_nograd if allow_unused is None else allow_unused
         if first_order:
-            _warn_first_order(stacklevel=5)
+            # One frame for each constructor between this one and the caller's line.
+            _warn_first_order(stacklevel=3 + type(self).__mro__.index(Learner))
 
     @property
     def module(self) -> nn.Module:

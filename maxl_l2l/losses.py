@@ -7,10 +7,12 @@ so dense (per-pixel) labels work. Probabilities and logarithms are taken in floa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import check_number
 from .hierarchy import Hierarchy, block_mask, check_indices
 
 
@@ -71,7 +73,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
         >>> focal_loss(torch.zeros(1, 2), torch.tensor([0]))  # 0.5 ** 2 * log(2)
         tensor(0.1733)
     """
-    check_gamma(gamma)
+    check_number(gamma, "gamma", "Use 2, as the paper does, or 0 for cross-entropy.")
     _check_target(logits, target)
     return focal_loss_per_sample(logits, target, gamma).mean()
 
@@ -104,6 +106,7 @@ def entropy_loss(probs: Tensor) -> Tensor:
         >>> entropy_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # q = (0.5, 0.5)
         tensor(-0.6931)
     """
+    _check_tensor(probs, "probs")
     if probs.dim() < 2 or probs.numel() == 0:
         raise ValueError(
             f"`probs` must have shape [N, K, ...] with at least one sample, found {list(probs.shape)}. "
@@ -120,14 +123,6 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def check_gamma(gamma: float) -> None:
-    """Raises ValueError unless gamma is a finite number >= 0."""
-    if not 0 <= gamma < float("inf"):
-        raise ValueError(
-            f"`gamma` must be a finite number >= 0, found {gamma}. Use 2, as the paper does, or 0 for cross-entropy."
-        )
-
-
 def _focus(log_probs: Tensor, gamma: float) -> Tensor | float:
     """``(1 - p)^gamma``, with finite derivatives of every order at p = 1."""
     if gamma == 0:
@@ -139,6 +134,12 @@ def _focus(log_probs: Tensor, gamma: float) -> Tensor | float:
 
 
 def _check_logits(logits: Tensor, y: Tensor, num_auxiliary: int) -> None:
+    _check_tensor(logits, "logits")
+    if logits.device != y.device:
+        raise ValueError(
+            f"`logits` and `y` must be on the same device, found {logits.device} and {y.device}. "
+            "Move both with .to(device)."
+        )
     if logits.dim() < 2 or logits.shape[1] != num_auxiliary:
         raise ValueError(
             f"`logits` must have shape [N, {num_auxiliary}, ...], the sum of psi in dimension 1, "
@@ -151,10 +152,20 @@ def _check_logits(logits: Tensor, y: Tensor, num_auxiliary: int) -> None:
         )
 
 
+def _check_tensor(values: Any, argument: str) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        found = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(
+            f"`{argument}` must be a floating-point tensor, found {found}. Use torch.as_tensor(...).float()."
+        )
+
+
 def _check_target(logits: Tensor, target: Tensor) -> None:
-    if logits.dim() < 2:
+    _check_tensor(logits, "logits")
+    if logits.dim() < 2 or logits.numel() == 0:
         raise ValueError(
-            f"`logits` must have shape [N, C, ...], found {list(logits.shape)}. Put the class dimension second."
+            f"`logits` must have shape [N, C, ...] with at least one sample, found {list(logits.shape)}. "
+            "Put the class dimension second."
         )
     if isinstance(target, Tensor) and target.is_floating_point():
         if target.shape != logits.shape:

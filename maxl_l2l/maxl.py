@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .algorithm import AuxiliaryLabelGenerator
-from .checks import check_probabilities
+from .checks import check_number, check_probabilities
 from .heads import resolve_head
 from .hierarchy import Hierarchy
-from .losses import check_gamma, entropy_loss, focal_loss_per_sample
+from .losses import entropy_loss, focal_loss_per_sample
 from .networks import LabelGenerator, default_generator
 
 
@@ -70,11 +70,8 @@ class MAXL(AuxiliaryLabelGenerator):
         weighted: bool = False,
     ) -> None:
         hierarchy = Hierarchy.of(psi)
-        check_gamma(gamma)
-        if not 0 <= entropy_weight < float("inf"):
-            raise ValueError(
-                f"`entropy_weight` must be a finite number >= 0, found {entropy_weight}. The paper's is 0.2."
-            )
+        check_number(gamma, "gamma", "Use 2, as the paper does, or 0 for cross-entropy.")
+        check_number(entropy_weight, "entropy_weight", "The paper's is 0.2.")
         head = resolve_head(model, head, hierarchy.num_primary, num_features)
         if generator is None:
             generator = default_generator(model, hierarchy, head, num_features, weighted)
@@ -127,8 +124,9 @@ class MAXL(AuxiliaryLabelGenerator):
                 f"There are sum(psi) = {self.hierarchy.num_auxiliary} classes in dimension 1."
             )
 
-    def _check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
-        super()._check_batch(x, y, names)
+    def check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
+        """Raises unless y holds primary classes, one per sample of x (and per pixel, if the model is dense)."""
+        super().check_batch(x, y, names)
         self.hierarchy.check_labels(y, names[1])
         if y.dim() != 1 and not self.network.is_dense:
             raise ValueError(

@@ -150,11 +150,18 @@ class FixedLabels(LabelSource):
         """Returns the dataset with a third element in each item, its auxiliary class.
 
         Raises:
-            TypeError: The labels are not an int64 tensor.
-            ValueError: They are too many or too few, or lie outside the block of their primary class.
+            TypeError: y or the labels are not int64, or the dataset has no length.
+            ValueError: y is out of range or dense, or the labels are too many or too few, or lie outside the block of
+                their primary class.
         """
         hierarchy = Hierarchy.of(psi)
-        y = torch.as_tensor([int(item[1]) for item in items(dataset)])
+        y = torch.stack([torch.as_tensor(item[1]) for item in items(dataset)])
+        hierarchy.check_labels(y)
+        if y.dim() != 1:
+            raise ValueError(
+                f"`dataset` must have one primary class per item for {type(self).__name__}, found labels of shape "
+                f"{list(y.shape[1:])}. Give dense labels as targets= of network_step()."
+            )
         labels = self.assign(dataset, y, hierarchy)
         hierarchy.check_auxiliary(labels, y)
         return LabelledDataset(dataset, labels)
@@ -221,5 +228,17 @@ class LabelledDataset(Dataset[Any]):
 
 
 def items(dataset: Dataset[Any]) -> Iterable[Any]:
-    """Iterates over a map-style dataset in order."""
-    return (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
+    """Iterates over a map-style dataset in order.
+
+    Raises:
+        TypeError: The dataset has no length.
+        ValueError: It is empty.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"`dataset` must have a length and items by index, found {type(dataset).__name__}. "
+            "Fixed labels need a map-style dataset."
+        )
+    if not len(dataset):
+        raise ValueError("`dataset` must have at least one item, found none. Check where it is read from.")
+    return (dataset[index] for index in range(len(dataset)))

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
 from .checkpoints import Checkpoint
-from .checks import check_choice
+from .checks import check_choice, check_count, check_kind
 from .errors import NonFiniteError
 from .history import History
 from .hypergradient import StepResult
@@ -54,7 +54,8 @@ def fit(
     """Trains a model with auxiliary labels.
 
     Args:
-        maxl: The learner; it is trained in place, and so is the user's model in it.
+        maxl: The learner; it is trained in place, and so is the user's model in it. If it is in evaluation mode, all of
+            it is put into training mode; if not, parts that are in evaluation mode (frozen BatchNorm, say) stay so.
         loader: Batches ``(x, y)``; ``(x, y, label)`` from ``source.label(dataset, psi)`` for fixed labels.
         epochs: How many passes over loader.
         optimizer: Of ``maxl.network.parameters()``; the paper's if None, SGD with ``maxl.lr``.
@@ -63,7 +64,8 @@ def fit(
         source: Where the auxiliary labels come from; :class:`~maxl_l2l.sources.GeneratedLabels` if None.
         schedule: ``"batch"``, one fused step of both networks a batch; ``"epoch"``, the paper's: an epoch of network
             steps, then an epoch of generator steps.
-        meta_loader: Batches ``(x, y)`` of the meta loss, cycled through; the training batch itself if None.
+        meta_loader: Batches ``(x, y)`` of the meta loss, begun anew with each epoch and cycled through; the training
+            batch itself if None.
         test_loader: Batches ``(x, y)`` to evaluate on after each epoch.
         seed: Seeds torch's random numbers for the run and restores them after it; left alone if None.
         progress: Whether to show a progress bar, which needs tqdm; if it is installed if None.
@@ -73,7 +75,7 @@ def fit(
 
     Returns:
         The history. Each epoch records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``, ``regularizer``
-        (means over batches, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary classes that
+        (means over samples, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary classes that
         were the most probable label of at least one sample) where they apply, ``test_loss`` and ``test_accuracy`` with
         a test_loader, ``lr`` and ``seconds``.
 
@@ -81,7 +83,8 @@ def fit(
         TypeError, ValueError: An argument does not fit.
         ImportError: progress is True and tqdm is missing.
         NonFiniteError: A loss or gradient became NaN or infinite. The message names the step, the term and the last
-            checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved too.
+            checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved too. The
+            error's ``history`` has the epochs until then.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -91,9 +94,13 @@ def fit(
         >>> len(history)
         2
     """
+    check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
+    check_count(epochs, "epochs", "Say how often to go through loader.")
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, found {epochs}. Say how often to go through loader.")
+    if source is not None:
+        check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
+    for name, data in (("loader", loader), ("meta_loader", meta_loader), ("test_loader", test_loader)):
+        _check_loader(data, name, required=name == "loader")
     if resume and checkpoint is None:
         raise ValueError("`resume` needs `checkpoint`, found None. Name the file to go on from.")
     if progress and tqdm is None:
@@ -105,7 +112,7 @@ def fit(
         test_loader,
         optimizer or SGD(maxl.network.parameters(), lr=maxl.lr),
         generator_optimizer or SGD(maxl.generator.parameters(), lr=1e-3, weight_decay=5e-4),
-        list(schedulers),
+        _checked_schedulers(schedulers),
         source or GeneratedLabels(),
         schedule,
         None if checkpoint is None else Path(checkpoint),
@@ -143,6 +150,7 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
         with torch.no_grad():
             for batch in loader:
                 x, y = _moved(batch, device)[:2]
+                maxl.check_batch(x, y)
                 outputs = maxl(x)
                 totals.add("loss", maxl.objective.primary(outputs, y), len(y))
                 totals.add("accuracy", accuracy(outputs, y), len(y))
@@ -177,6 +185,8 @@ class _Run:
         if per_epoch is not None:
             per_epoch *= len(self.stages())
         done = len(self.history)
+        if not self.maxl.training:
+            self.maxl.train()
         with _Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
             while len(self.history) < epochs:
                 try:
@@ -188,9 +198,8 @@ class _Run:
                     self.save(self.checkpoint)
 
     def epoch(self, bar: _Bar) -> dict[str, Any]:
-        started = time.perf_counter()
+        started, first_step = time.perf_counter(), self.steps
         means, usage = Means(), Usage()
-        self.maxl.train()
         stages = self.stages()
         for number, step in enumerate(stages):
             for batch, meta_batch in self.batches(with_meta=number == len(stages) - 1):
@@ -201,8 +210,11 @@ class _Run:
                 means.add("meta_loss", result.meta_loss, len(batch[1]))
                 means.add("regularizer", result.regularizer, len(batch[1]))
                 bar.advance(means, usage)
-        if not self.steps:
-            raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+        if self.steps == first_step:
+            raise ValueError(
+                f"`loader` must yield at least one batch in each epoch, found none in epoch {len(self.history) + 1}. "
+                "Check the dataset behind it; an iterator that is used up is not a loader."
+            )
         record = {"epoch": len(self.history) + 1, **means.values(), **usage.values()}
         record["lr"] = self.optimizer.param_groups[0]["lr"]
         for scheduler in self.schedulers:
@@ -245,7 +257,7 @@ class _Run:
             self.save(last_good)
             last = self.checkpoint if self.checkpoint.exists() else "none yet"
             kept = f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
-        return NonFiniteError(error.term, f"{where}: {error} {kept}")
+        return NonFiniteError(error.term, f"{where}: {error} {kept}", self.history)
 
     def settings(self, seed: int | None) -> dict[str, Any]:
         return {
@@ -305,6 +317,23 @@ class _Bar:
             values = {name: record[name] for name in SHOWN if name in record}
             self.bar.set_postfix({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in values.items()})
             self.shown = time.perf_counter()
+
+
+def _check_loader(loader: Any, argument: str, required: bool) -> None:
+    if loader is None and not required:
+        return
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"`{argument}` must yield batches (x, y), found {type(loader).__name__}. Pass a DataLoader.")
+    if _length(loader) == 0:
+        raise ValueError(f"`{argument}` must yield at least one batch, found none. Check the dataset behind it.")
+
+
+def _checked_schedulers(schedulers: Any) -> list[LRScheduler]:
+    if not isinstance(schedulers, Iterable) or isinstance(schedulers, (str, bytes)):
+        raise TypeError(
+            f"`schedulers` must be a list, found {type(schedulers).__name__}. Write schedulers=[scheduler]."
+        )
+    return list(schedulers)
 
 
 def _length(loader: Iterable[Any]) -> int | None:

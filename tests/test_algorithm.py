@@ -248,6 +248,18 @@ def test_clone_flags_override_or_inherit():
     assert (learner.first_order, learner.allow_unused, learner.allow_nograd) == (False, False, False)
     again = maxl.clone()
     assert (again.allow_unused, again.allow_nograd) == (True, True)
+    with pytest.warns(UserWarning, match="first_order"):
+        assert maxl.clone(first_order=True).first_order is True
+
+
+def test_warning_of_the_constructor_points_at_the_callers_line():
+    for construct in (
+        lambda: MAXL(mlp(), PSI, first_order=True),
+        lambda: AuxiliaryLabelGenerator(mlp(), LabelGenerator(nn.Linear(8, 5), PSI), 5, first_order=True),
+    ):
+        with pytest.warns(UserWarning, match="first_order") as caught:
+            construct()
+        assert caught[0].filename == __file__
 
 
 def test_adapt_refuses_frozen_and_unused_parameters_by_name():
@@ -406,6 +418,14 @@ CONSTRUCTIONS = [
     (lambda: MAXL(mlp, PSI), TypeError, r"`model` must be a torch.nn.Module, found function"),
     (lambda: MAXL(mlp(), PSI, gamma=-1), ValueError, r"`gamma` must be a finite number >= 0, found -1"),
     (lambda: MAXL(mlp(), PSI, entropy_weight=-1), ValueError, r"`entropy_weight` must be a finite number >= 0"),
+    (lambda: MAXL(mlp(), PSI, lr=float("nan")), ValueError, r"`lr` must be a finite number >= 0, found nan"),
+    (lambda: MAXL(mlp(), PSI, lr="fast"), TypeError, r"`lr` must be a number, found 'fast'"),
+    (lambda: MAXL(mlp(), PSI, num_features=16.0), ValueError, r"`num_features` must be the width"),
+    (
+        lambda: AuxiliaryLabelGenerator(mlp(), nn.Identity(), 3.5),
+        TypeError,
+        r"`num_outputs` must be an integer, found 3.5",
+    ),
     (lambda: MAXL(mlp(), PSI, head="9"), ValueError, r"`head` must name a linear layer.*found no such layer at '9'"),
     (lambda: MAXL(mlp(), PSI, head="3", num_features=4), ValueError, r"`num_features` must be the width"),
     (lambda: MAXL(mlp(), PSI, generator=abs), TypeError, r"`generator` must be a torch.nn.Module"),
@@ -564,6 +584,29 @@ def test_optimizers_that_hold_the_wrong_parameters_are_refused():
         maxl.hypergradient(X, Y, optimizer=foreign)
     with pytest.raises(TypeError, match=r"`optimizer` must be a torch.optim.Optimizer, found float"):
         maxl.step(X, Y, 0.1, generator_optimizer)
+    before = copy.deepcopy(maxl.state_dict())
+    with pytest.raises(TypeError, match=r"`generator_optimizer` must be a torch.optim.Optimizer, found NoneType"):
+        maxl.step(X, Y, optimizer, None)
+    with pytest.raises(TypeError, match=r"`generator_optimizer` must take a step without a closure, found LBFGS"):
+        maxl.step(X, Y, optimizer, torch.optim.LBFGS(maxl.generator.parameters()))
+    torch.testing.assert_close(maxl.state_dict(), before, rtol=0, atol=0)
+    maxl.network.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"`optimizer` must have parameters to train, found that all of the network's"):
+        maxl.step(X, Y, optimizer, generator_optimizer)
+
+
+def test_tensors_of_a_mapping_are_checked_one_by_one():
+    maxl = MAXL(mlp(), PSI)
+    with pytest.raises(
+        ValueError, match=r"`x\['mask'\]` and `y` must have the same number of samples.*\[3, 8\] and \[4\]"
+    ):
+        maxl.loss({"ids": X, "scale": torch.tensor(1.0), "mask": X[:3]}, Y)
+
+
+def test_control_without_a_regularizer_is_refused():
+    learner = AuxiliaryLabelGenerator(mlp(), LabelGenerator(nn.Linear(8, 5), PSI), 5)
+    with pytest.raises(ValueError, match=r"`method` 'regularizer' needs a regularizer, found None"):
+        learner.hypergradient(X, Y, method="regularizer")
 
 
 def test_frozen_parameters_need_no_optimizer():

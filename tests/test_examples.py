@@ -79,3 +79,13 @@ def test_readme_table_is_the_one_in_the_results():
         assert f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_se']:.2f} %" in text
         if row["source"] != "single":
             assert f"{100 * row['difference']:+.2f} ± {100 * row['difference_se']:.2f} pp" in text
+
+
+def test_readme_quotes_the_results_at_the_other_learning_rate():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = json.loads((ROOT / "docs" / "digits-lr-0.02.json").read_text())["summary"]
+    found = {row["source"]: row for row in rows}
+    assert f"({100 * found['single']['accuracy']:.2f} %)" in text
+    for source in ("maxl", "entropy"):
+        row = found[source]
+        assert f"{100 * row['difference']:+.2f} ± {100 * row['difference_se']:.2f} pp" in text

@@ -351,3 +351,19 @@ def test_losses_of_half_precision_are_float32(dtype):
     for result, value in zip(results, expected):
         assert result.dtype == torch.float32
         assert torch.equal(result, value)
+
+
+def test_other_things_than_tensors_are_refused():
+    label = torch.tensor([0])
+    with pytest.raises(TypeError, match="`logits` must be a floating-point tensor, found list"):
+        masked_softmax([[0.0, 0.0]], label, [2])
+    with pytest.raises(TypeError, match=r"`logits` must be a floating-point tensor, found torch\.int64"):
+        focal_loss(torch.tensor([[1, 2]]), label)
+    with pytest.raises(TypeError, match="`probs` must be a floating-point tensor, found list"):
+        entropy_loss([[1.0]])
+    with pytest.raises(ValueError, match="`logits` and `y` must be on the same device, found meta and cpu"):
+        masked_softmax(torch.zeros(1, 2, device="meta"), label, [2])
+    with pytest.raises(ValueError, match=r"`logits` must have shape .* at least one sample, found \[0, 2\]"):
+        focal_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"`gamma` must be a number, found '2' \(str\)"):
+        focal_loss(torch.zeros(1, 2), label, gamma="2")

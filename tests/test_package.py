@@ -25,6 +25,7 @@ ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
 # Each module may import those above it, never one below; `__init__` is the package root. A new module needs one entry.
 ORDER = (
     "errors",
+    "checks",
     "files",
     "hierarchy",
     "losses",
@@ -36,7 +37,6 @@ ORDER = (
     "passes",
     "hypergradient",
     "steps",
-    "checks",
     "learner",
     "algorithm",
     "maxl",

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from maxl_l2l import (
     MAXL,
@@ -113,6 +113,34 @@ def test_human_labels_outside_their_block_are_refused():
         TypeError, match=r"`labels` must be an int64 tensor of auxiliary class indices, found torch.float32"
     ):
         HumanLabels(torch.zeros(3)).label(dataset, PSI)
+
+
+@pytest.mark.parametrize(
+    ("y", "kind", "message"),
+    [
+        (torch.tensor([0, 2]), ValueError, "`y` must hold primary class indices in 0..1, found 2"),
+        (torch.tensor([0.0, 1.0]), TypeError, "`y` must be an int64 tensor"),
+        (
+            torch.zeros(2, 3, dtype=torch.long),
+            ValueError,
+            r"one primary class per item for RandomLabels, found .*\[3\]",
+        ),
+    ],
+)
+def test_datasets_that_cannot_be_labelled_are_refused(y, kind, message):
+    with pytest.raises(kind, match=message):
+        RandomLabels().label(TensorDataset(torch.zeros(2, 4), y), PSI)
+
+
+def test_datasets_without_a_length_or_items_are_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(TypeError, match="`dataset` must have a length and items by index, found Stream"):
+        RandomLabels().label(Stream(), PSI)
+    with pytest.raises(ValueError, match="`dataset` must have at least one item"):
+        RandomLabels().label(TensorDataset(torch.zeros(0, 4), torch.zeros(0).long()), PSI)
 
 
 def test_fixed_labels_need_a_labelled_loader():

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import maxl_l2l.training
-from maxl_l2l import MAXL, AuxiliaryLabelGenerator, History, NonFiniteError, evaluate, fit
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, History, NonFiniteError, SingleTask, evaluate, fit
 
 PSI = [2, 3]
 
@@ -300,6 +300,7 @@ def test_non_finite_loss_names_step_term_and_checkpoint_and_loses_nothing(tmp_pa
     with pytest.raises(NonFiniteError, match=message) as caught:
         fit(maxl, spoiled, 3, **made, seed=0, progress=False, checkpoint=path, resume=True)
     assert caught.value.term == "primary loss"
+    assert len(caught.value.history) == 1
     assert len(torch.load(path, weights_only=True)["progress"]["history"]["epochs"]) == 1
     kept = torch.load(f"{path}.stopped", weights_only=True)
     assert kept["progress"]["steps"] == 6
@@ -308,8 +309,11 @@ def test_non_finite_loss_names_step_term_and_checkpoint_and_loses_nothing(tmp_pa
 
 
 def test_non_finite_loss_without_a_checkpoint_says_how_to_keep_one():
-    with pytest.raises(NonFiniteError, match=r"stopped at step 3 \(epoch 1\).*Pass checkpoint= to save a run"):
+    with pytest.raises(
+        NonFiniteError, match=r"stopped at step 3 \(epoch 1\).*Pass checkpoint= to save a run"
+    ) as caught:
         fit(learner(), DataLoader(Spoiled(*data().tensors), batch_size=10), 1, progress=False)
+    assert len(caught.value.history) == 0
 
 
 @pytest.mark.parametrize(
@@ -321,13 +325,54 @@ def test_non_finite_loss_without_a_checkpoint_says_how_to_keep_one():
         ({"loader": []}, ValueError, r"`loader` must yield at least one batch, found none"),
         ({"loader": [torch.zeros(2, 4)]}, TypeError, r"`loader` must yield batches \(x, y\).*found Tensor"),
         ({"meta_loader": []}, ValueError, r"`meta_loader` must yield at least one batch, found none"),
-        ({"test_loader": []}, ValueError, r"`loader` must yield at least one batch, found none"),
+        ({"test_loader": []}, ValueError, r"`test_loader` must yield at least one batch, found none"),
+        ({"loader": None}, TypeError, r"`loader` must yield batches \(x, y\), found NoneType"),
+        ({"epochs": 1.5}, TypeError, r"`epochs` must be an integer, found 1.5 \(float\)"),
+        ({"source": SingleTask}, TypeError, r"`source` must be a LabelSource, found the class SingleTask"),
+        ({"schedulers": 3}, TypeError, r"`schedulers` must be a list, found int"),
+        ({"maxl": nn.Linear(4, 2)}, TypeError, r"`maxl` must be a AuxiliaryLabelGenerator, found Linear"),
     ],
 )
 def test_bad_arguments_are_refused(options, kind, message):
-    arguments = {"loader": loader(), "epochs": 1, "progress": False, **options}
+    arguments = {"maxl": learner(), "loader": loader(), "epochs": 1, "progress": False, **options}
     with pytest.raises(kind, match=message):
-        fit(learner(), **arguments)
+        fit(**arguments)
+
+
+def test_iterator_that_is_used_up_is_not_taken_for_a_loader():
+    with pytest.raises(ValueError, match=r"at least one batch in each epoch, found none in epoch 2.*used up"):
+        fit(learner(), iter(loader()), 2, progress=False)
+
+
+def test_evaluate_refuses_bad_batches_and_empty_loaders():
+    maxl = learner()
+    with pytest.raises(ValueError, match=r"`y` must hold primary class indices in 0..1, found 2"):
+        evaluate(maxl, [(torch.zeros(1, 4), torch.tensor([2]))])
+    with pytest.raises(ValueError, match="`loader` must yield at least one batch, found none"):
+        evaluate(maxl, iter([]))
+    assert maxl.training
+
+
+def test_file_that_is_no_checkpoint_is_refused(tmp_path):
+    for content in (b"garbage", b"", b"PK\x03\x04 not really"):
+        (tmp_path / "run.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"`checkpoint` must be a file that fit\(\) wrote, found .*run.pt"):
+            run(1, tmp_path / "run.pt", resume=True)
+    torch.save([1, 2], tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="can't be read as one"):
+        run(1, tmp_path / "run.pt", resume=True)
+
+
+def test_training_starts_in_training_mode_and_keeps_frozen_parts_in_theirs():
+    maxl = learner().eval()
+    fit(maxl, loader(), 1, **optimizers(maxl), test_loader=loader(), progress=False)
+    norm = maxl.module[1]
+    assert norm.training
+    assert int(norm.num_batches_tracked) == 4
+    norm.eval()
+    fit(maxl, loader(), 2, **optimizers(maxl), test_loader=loader(), progress=False)
+    assert int(norm.num_batches_tracked) == 4
+    assert maxl.module[3].training
 
 
 def test_missing_tqdm_names_the_extra_only_if_a_bar_is_asked_for():
