@@ -78,7 +78,7 @@ def check_kind(value: Any, kind: type, argument: str, advice: str) -> None:
     """Raises TypeError unless value is an instance of a class."""
     if not isinstance(value, kind):
         found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"`{argument}` must be a {kind.__name__}, found {found}. {advice}")
+        raise TypeError(f"`{argument}` must be an instance of {kind.__name__}, found {found}. {advice}")
 
 
 def check_choice(value: Any, allowed: Iterable[str], argument: str, advice: str) -> None:

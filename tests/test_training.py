@@ -328,9 +328,9 @@ def test_non_finite_loss_without_a_checkpoint_says_how_to_keep_one():
         ({"test_loader": []}, ValueError, r"`test_loader` must yield at least one batch, found none"),
         ({"loader": None}, TypeError, r"`loader` must yield batches \(x, y\), found NoneType"),
         ({"epochs": 1.5}, TypeError, r"`epochs` must be an integer, found 1.5 \(float\)"),
-        ({"source": SingleTask}, TypeError, r"`source` must be a LabelSource, found the class SingleTask"),
+        ({"source": SingleTask}, TypeError, r"`source` must be an instance of LabelSource, found the class SingleTask"),
         ({"schedulers": 3}, TypeError, r"`schedulers` must be a list, found int"),
-        ({"maxl": nn.Linear(4, 2)}, TypeError, r"`maxl` must be a AuxiliaryLabelGenerator, found Linear"),
+        ({"maxl": nn.Linear(4, 2)}, TypeError, r"`maxl` must be an instance of AuxiliaryLabelGenerator, found Linear"),
     ],
 )
 def test_bad_arguments_are_refused(options, kind, message):
