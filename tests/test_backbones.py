@@ -140,6 +140,7 @@ class Checkpointed(nn.Module):
         return self.head(features)
 
 
+@pytest.mark.filterwarnings("ignore:.*autocast:FutureWarning")  # torch 2.4 warns of its own use
 def test_activation_checkpointing_changes_neither_gradient_nor_statistics():
     torch.manual_seed(0)
     maxl = MAXL(Checkpointed(recompute=True).double(), PSI, lr=0.5)
