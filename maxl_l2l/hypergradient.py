@@ -14,18 +14,15 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .forward_mode import output_tangent
 from .inner_step import InnerStep
 from .passes import (
     RandomState,
@@ -100,9 +97,15 @@ def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep
     stepped = [value.detach().requires_grad_() for value in inner.look_ahead(state.parameters, grads)]
     meta_loss, v = _meta_gradient(bilevel, state, stepped, meta_batch)
     rng = RandomState(state.devices)
-    tangent = _auxiliary_tangent(state, batch[0], [_product(slope, part) for slope, part in zip(slopes, v)])
+    direction = {
+        name: slope * part
+        for name, slope, part in zip(state.names, slopes, v)
+        if slope is not None and part is not None
+    }
+    tangent = output_tangent(state.network, batch[0], direction, state.rng)
     rng.restore()
-    return state.derivatives(grads, _pulled_back(state, tangent), meta_loss)
+    surrogate = None if tangent is None else _pulled_back(state, tangent)
+    return state.derivatives(grads, surrogate, meta_loss)
 
 
 def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
@@ -251,67 +254,12 @@ def _meta_gradient(
     return within(bilevel.network, dict(zip(state.names, stepped)), clones(state.buffers), loss_and_gradient)
 
 
-def _auxiliary_tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | None]) -> Tensor:
-    """The derivative o' of the auxiliary outputs at theta_1 along a direction in parameter space."""
-    try:
-        return _tangent(state, x, direction)
-    except NotImplementedError:
-        # Fused recurrent and transformer kernels have no forward-mode rule, what they are made of has.
-        with _plain_kernels():
-            return _tangent(state, x, direction)
-
-
-def _tangent(state: _InnerPass, x: Any, direction: Sequence[Tensor | None]) -> Tensor:
-    _load_forward_mode_rules()
-    state.rng.restore()
-    with torch.no_grad(), forward_ad.dual_level():
-        duals = {
-            name: forward_ad.make_dual(parameter.detach(), tangent)
-            for name, parameter, tangent in zip(state.names, state.parameters, direction)
-            if tangent is not None
-        }
-        try:
-            _, auxiliary = virtual_pass(state.network, duals, buffer_copies(state.network), x)
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"`method` 'forward' needs a forward-mode rule for every operator of the network: {error}. "
-                "Pass method='unrolled', which needs second derivatives instead."
-            ) from error
-        tangent = forward_ad.unpack_dual(auxiliary).tangent
-        return torch.zeros_like(state.auxiliary) if tangent is None else tangent
-
-
-@contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Switches off the fused recurrent and transformer kernels."""
-    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch.backends.mkldnn.enabled = fused
-
-
 def _check_attached(targets: Tensor, generator: nn.Module) -> None:
     if not targets.requires_grad and any(parameter.requires_grad for parameter in generator.parameters()):
         raise ValueError(
             "`generator` must return targets that depend on its parameters, found targets without a graph. "
             "Compute them without detach(), no_grad() or argmax()."
         )
-
-
-@functools.cache
-def _load_forward_mode_rules() -> None:
-    """Has torch import its forward-mode rules, once.
-
-    In torch 2.15 that import calls the deprecated torch.jit.script and so warns users of something not theirs. To be
-    removed when torch's own import is silent.
-    """
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=Warning)
-        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def _pulled_back(state: _InnerPass, tangent: Tensor) -> Tensor:
@@ -321,7 +269,3 @@ def _pulled_back(state: _InnerPass, tangent: Tensor) -> Tensor:
     (grad,) = torch.autograd.grad(loss, auxiliary, create_graph=True)
     product: Tensor = (grad * tangent).sum()
     return product
-
-
-def _product(slope: Tensor | None, part: Tensor | None) -> Tensor | None:
-    return None if slope is None or part is None else slope * part

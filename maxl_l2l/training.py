@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
+from .batches import check_loader, cycle, length, moved
 from .checkpoints import Checkpoint
 from .checks import check_choice, check_count, check_kind
 from .errors import NonFiniteError
@@ -22,16 +23,10 @@ from .history import History
 from .hypergradient import StepResult
 from .measures import Means, Usage, accuracy
 from .passes import cuda_devices
+from .progress import Bar, progress_wanted
 from .sources import GeneratedLabels, LabelSource
 
-try:
-    from tqdm import tqdm
-except ImportError:
-    tqdm = None
-
 SCHEDULES = ("batch", "epoch")
-SHOWN = ("test_accuracy", "accuracy", "sub_classes", "primary_loss", "auxiliary_loss", "meta_loss", "test_loss")
-"""What the progress bar shows, the most telling first: a narrow terminal cuts the rest off."""
 
 
 def fit(
@@ -100,11 +95,10 @@ def fit(
     if source is not None:
         check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
     for name, data in (("loader", loader), ("meta_loader", meta_loader), ("test_loader", test_loader)):
-        _check_loader(data, name, required=name == "loader")
+        check_loader(data, name, required=name == "loader")
     if resume and checkpoint is None:
         raise ValueError("`resume` needs `checkpoint`, found None. Name the file to go on from.")
-    if progress and tqdm is None:
-        raise ImportError("progress=True needs tqdm, which is not installed. Run: pip install 'maxl_l2l[progress]'")
+    wanted = progress_wanted(progress)
     run = _Run(
         maxl,
         loader,
@@ -125,7 +119,7 @@ def fit(
             torch.manual_seed(seed)
         if resume and run.checkpoint is not None and run.checkpoint.exists():
             run.restore(run.checkpoint)
-        run.train(epochs, (tqdm is not None) if progress is None else progress)
+        run.train(epochs, wanted)
     return run.history
 
 
@@ -149,7 +143,7 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
     try:
         with torch.no_grad():
             for batch in loader:
-                x, y = _moved(batch, device)[:2]
+                x, y = moved(batch, device)[:2]
                 maxl.check_batch(x, y)
                 outputs = maxl(x)
                 totals.add("loss", maxl.objective.primary(outputs, y), len(y))
@@ -181,13 +175,13 @@ class _Run:
     steps: int = 0
 
     def train(self, epochs: int, progress: bool) -> None:
-        per_epoch = _length(self.loader)
+        per_epoch = length(self.loader)
         if per_epoch is not None:
             per_epoch *= len(self.stages())
         done = len(self.history)
         if not self.maxl.training:
             self.maxl.train()
-        with _Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
+        with Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
             while len(self.history) < epochs:
                 try:
                     self.history.epochs.append(self.epoch(bar))
@@ -197,7 +191,7 @@ class _Run:
                 if self.checkpoint is not None:
                     self.save(self.checkpoint)
 
-    def epoch(self, bar: _Bar) -> dict[str, Any]:
+    def epoch(self, bar: Bar) -> dict[str, Any]:
         started, first_step = time.perf_counter(), self.steps
         means, usage = Means(), Usage()
         stages = self.stages()
@@ -236,9 +230,9 @@ class _Run:
 
     def batches(self, with_meta: bool) -> Iterator[tuple[Any, Any]]:
         device = _device(self.maxl)
-        meta = _cycle(self.meta_loader) if with_meta and self.meta_loader is not None else None
+        meta = cycle(self.meta_loader) if with_meta and self.meta_loader is not None else None
         for batch in self.loader:
-            yield _moved(batch, device), None if meta is None else _moved(next(meta), device)[:2]
+            yield moved(batch, device), None if meta is None else moved(next(meta), device)[:2]
 
     @staticmethod
     def measure_network(result: StepResult, y: Tensor, means: Means, usage: Usage) -> None:
@@ -291,43 +285,6 @@ class _Run:
         )
 
 
-class _Bar:
-    """A progress bar that counts batches and shows the means of the epoch so far; silent if not wanted."""
-
-    def __init__(self, wanted: bool, total: int | None, initial: int) -> None:
-        self.bar = tqdm(total=total, initial=initial, unit="batch", dynamic_ncols=True) if wanted else None
-        self.shown = 0.0
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def advance(self, means: Means, usage: Usage) -> None:
-        if self.bar is not None:
-            self.bar.update()
-            # Reading the means waits for the device, so not at every batch.
-            if time.perf_counter() > self.shown + 1:
-                self.show({**means.values(), **usage.values()})
-
-    def show(self, record: dict[str, Any]) -> None:
-        if self.bar is not None:
-            values = {name: record[name] for name in SHOWN if name in record}
-            self.bar.set_postfix({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in values.items()})
-            self.shown = time.perf_counter()
-
-
-def _check_loader(loader: Any, argument: str, required: bool) -> None:
-    if loader is None and not required:
-        return
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"`{argument}` must yield batches (x, y), found {type(loader).__name__}. Pass a DataLoader.")
-    if _length(loader) == 0:
-        raise ValueError(f"`{argument}` must yield at least one batch, found none. Check the dataset behind it.")
-
-
 def _checked_schedulers(schedulers: Any) -> list[LRScheduler]:
     if not isinstance(schedulers, Iterable) or isinstance(schedulers, (str, bytes)):
         raise TypeError(
@@ -336,44 +293,5 @@ def _checked_schedulers(schedulers: Any) -> list[LRScheduler]:
     return list(schedulers)
 
 
-def _length(loader: Iterable[Any]) -> int | None:
-    """Batches in a pass; None for a loader that can't tell (one of an iterable dataset has ``__len__`` and raises)."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def _device(maxl: AuxiliaryLabelGenerator) -> torch.device:
     return next(maxl.parameters()).device
-
-
-def _moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise TypeError(
-            f"`loader` must yield batches (x, y) or (x, y, label), found {type(batch).__name__}. "
-            "Give DataLoader a dataset of such tuples."
-        )
-    return tuple(_on(device, part) for part in batch)
-
-
-def _on(device: torch.device, part: Any) -> Any:
-    """Moves tensors to a device, in nested lists, tuples and dicts too (a tokenizer's output, say)."""
-    if isinstance(part, Tensor):
-        return part.to(device, non_blocking=True)
-    if isinstance(part, Mapping):
-        return {key: _on(device, value) for key, value in part.items()}
-    if isinstance(part, (list, tuple)):
-        moved = [_on(device, value) for value in part]
-        return moved if isinstance(part, list) else tuple(moved)
-    return part
-
-
-def _cycle(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("`meta_loader` must yield at least one batch, found none. Check the dataset behind it.")

@@ -614,7 +614,10 @@ def test_frozen_parameters_need_no_optimizer():
     model[0].requires_grad_(False)
     maxl = MAXL(model, PSI)
     trainable = [p for p in maxl.network.parameters() if p.requires_grad]
-    maxl.step(X, Y, torch.optim.SGD(trainable, lr=0.1), optimizers(maxl)[1])
+    before = model[0].weight.clone()
+    result = maxl.step(X, Y, torch.optim.SGD(trainable, lr=0.1), optimizers(maxl)[1])
+    assert result.meta_loss.isfinite()
+    assert torch.equal(model[0].weight, before)
 
 
 def test_weighted_targets_must_sum_to_something_positive():

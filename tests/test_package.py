@@ -35,6 +35,7 @@ ORDER = (
     "rules",
     "inner_step",
     "passes",
+    "forward_mode",
     "hypergradient",
     "steps",
     "learner",
@@ -45,6 +46,8 @@ ORDER = (
     "measures",
     "history",
     "checkpoints",
+    "batches",
+    "progress",
     "training",
     "__init__",
 )

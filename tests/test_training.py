@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import maxl_l2l.training
+import maxl_l2l.progress
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, History, NonFiniteError, SingleTask, evaluate, fit
 
 PSI = [2, 3]
@@ -174,8 +174,8 @@ def test_regression_has_no_accuracy():
 
 def test_progress_bar_shows_losses_accuracy_and_sub_classes(monkeypatch):
     written = io.StringIO()
-    bars = maxl_l2l.training.tqdm
-    monkeypatch.setattr(maxl_l2l.training, "tqdm", lambda **options: bars(**options, file=written, ncols=300))
+    bars = maxl_l2l.progress.tqdm
+    monkeypatch.setattr(maxl_l2l.progress, "tqdm", lambda **options: bars(**options, file=written, ncols=300))
     fit(learner(), loader(), 2, test_loader=loader(), schedule="epoch", progress=True)
     last = written.getvalue().split("\r")[-1]
     assert "16/16" in last  # two epochs of two stages of four batches

@@ -1,0 +1,60 @@
+"""Batches: what comes out of a data loader, checked and on the right device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_loader(loader: Any, argument: str, required: bool) -> None:
+    """Raises unless loader can be gone through and is not known to be empty; None passes if it is not required."""
+    if loader is None and not required:
+        return
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"`{argument}` must yield batches (x, y), found {type(loader).__name__}. Pass a DataLoader.")
+    if length(loader) == 0:
+        raise ValueError(f"`{argument}` must yield at least one batch, found none. Check the dataset behind it.")
+
+
+def length(loader: Iterable[Any]) -> int | None:
+    """Batches in a pass; None for a loader that can't tell (one of an iterable dataset has ``__len__`` and raises)."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
+    """Returns a batch ``(x, y)`` or ``(x, y, label)`` on a device; raises TypeError if it is something else."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise TypeError(
+            f"`loader` must yield batches (x, y) or (x, y, label), found {type(batch).__name__}. "
+            "Give DataLoader a dataset of such tuples."
+        )
+    return tuple(_on(device, part) for part in batch)
+
+
+def _on(device: torch.device, part: Any) -> Any:
+    """Moves tensors to a device, in nested lists, tuples and dicts too (a tokenizer's output, say)."""
+    if isinstance(part, Tensor):
+        return part.to(device, non_blocking=True)
+    if isinstance(part, Mapping):
+        return {key: _on(device, value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        moved = [_on(device, value) for value in part]
+        return moved if isinstance(part, list) else tuple(moved)
+    return part
+
+
+def cycle(loader: Iterable[Any]) -> Iterator[Any]:
+    """Goes through a loader again and again; raises ValueError if it is empty."""
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("`meta_loader` must yield at least one batch, found none. Check the dataset behind it.")
