@@ -12,13 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from .checks import check_batch, check_choice, check_count, check_generator, check_optimizer, check_rows
-from .hypergradient import (
-    METHODS,
-    Batch,
-    Bilevel,
-    Objective,
-    StepResult,
-)
+from .hypergradient import METHODS, Batch, Bilevel, Objective, StepResult
 from .inner_step import InnerStep
 from .learner import Learner
 from .losses import at_least_float32
@@ -133,14 +127,13 @@ class AuxiliaryLabelGenerator(Learner):
             self.check_targets(targets, y)
         else:
             self._check_given(targets, y)
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention can't be differentiated twice
-            outputs, auxiliary = (network or self.network)(x)
+        outputs, auxiliary = self._outputs(x, network)
         return self.objective.primary(outputs, y) + self.objective.auxiliary(auxiliary, targets)
 
     def primary_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """The primary term of L1 alone, a scalar; arguments as in :meth:`loss`."""
         self.check_batch(x, y)
-        return self.objective.primary((network or self.network)(x)[0], y)
+        return self.objective.primary(self._outputs(x, network)[0], y)
 
     def meta_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """The meta loss L2: mean primary loss plus the regulariser of the targets; arguments as in :meth:`loss`.
@@ -296,6 +289,10 @@ class AuxiliaryLabelGenerator(Learner):
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets fit the batch."""
         check_rows(targets, y.shape[0], "generator")
+
+    def _outputs(self, x: Any, network: Callable[[Any], tuple[Tensor, Tensor]] | None) -> tuple[Tensor, Tensor]:
+        with sdpa_kernel(SDPBackend.MATH):  # adapt() differentiates twice, which fused attention can't be
+            return (network or self.network)(x)
 
     def _shared(self) -> tuple[object, ...]:
         return (*super()._shared(), self.objective)

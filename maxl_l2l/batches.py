@@ -44,8 +44,8 @@ def _on(device: torch.device, part: Any) -> Any:
     if isinstance(part, Mapping):
         return {key: _on(device, value) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
-        moved = [_on(device, value) for value in part]
-        return moved if isinstance(part, list) else tuple(moved)
+        values = [_on(device, value) for value in part]
+        return values if isinstance(part, list) else tuple(values)
     return part
 
 

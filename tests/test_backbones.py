@@ -121,6 +121,7 @@ def test_transformer_encoder_is_differentiated_in_both_modes(training):
     assert (forward - unrolled).norm() <= 1e-9 * unrolled.norm()
     learner = maxl.clone()
     learner.adapt(learner.loss(x, y))
+    learner.adapt(learner.primary_loss(x, y))
     learner.meta_loss(x, y).backward()
     assert torch.backends.mha.get_fastpath_enabled()
 
