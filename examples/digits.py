@@ -188,7 +188,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=16, help="how many seeds (default 16)")
+    parser.add_argument("--seeds", type=int, default=24, help="how many seeds (default 24)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
     parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"], help=f"default {SETTINGS['epochs']}")
     parser.add_argument("--lr", type=float, default=SETTINGS["lr"], help=f"of the network, default {SETTINGS['lr']}")

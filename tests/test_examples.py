@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def run_example(name, *options):
@@ -59,7 +60,7 @@ def test_regression_runs():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_readme_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     first, *others = snippets
     namespace = {}
     for snippet in others:
@@ -73,7 +74,7 @@ def test_readme_snippets_run(tmp_path, monkeypatch):
 
 
 def test_readme_table_is_the_one_in_the_results():
-    text = (ROOT / "README.md").read_text()
+    text = README
     result = json.loads((ROOT / "docs" / "digits.json").read_text())
     for row in result["summary"]:
         assert f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_se']:.2f} %" in text
@@ -81,8 +82,13 @@ def test_readme_table_is_the_one_in_the_results():
             assert f"{100 * row['difference']:+.2f} ± {100 * row['difference_se']:.2f} pp" in text
 
 
+def test_readme_quotes_what_the_meta_gradient_earns():
+    gain, error = json.loads((ROOT / "docs" / "digits.json").read_text())["maxl_over_entropy"]
+    assert f"{100 * gain:+.2f} ± {100 * error:.2f} pp ahead of the control" in " ".join(README.split())
+
+
 def test_readme_quotes_the_results_at_the_other_learning_rate():
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join(README.split())
     rows = json.loads((ROOT / "docs" / "digits-lr-0.02.json").read_text())["summary"]
     found = {row["source"]: row for row in rows}
     assert f"({100 * found['single']['accuracy']:.2f} %)" in text
