@@ -8,17 +8,29 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from .checks import check_batch, check_choice, check_count, check_generator, check_optimizer, check_rows
-from .hypergradient import METHODS, Batch, Bilevel, Objective, StepResult
+from .checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_generator,
+    check_kind,
+    check_number,
+    check_optimizer,
+    check_rows,
+)
+from .hypergradient import METHODS, Options, StepResult
+from .inner_pass import Batch, Bilevel, Experience, Objective
 from .inner_step import InnerStep
 from .learner import Learner
 from .losses import at_least_float32
 from .networks import multi_task_network
 from .passes import buffer_copies, virtual_pass
 from .steps import add_hypergradient, fused_step, generator_step, network_step
+from .updates import Updates
 
 
 class Loss(Protocol):
@@ -96,6 +108,7 @@ class AuxiliaryLabelGenerator(Learner):
         self.objective = Objective(
             _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
         )
+        self._experience = Experience()
 
     def loss(
         self,
@@ -156,6 +169,9 @@ class AuxiliaryLabelGenerator(Learner):
         meta_batch: Batch | None = None,
         optimizer: Optimizer | None = None,
         method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
     ) -> StepResult:
         """Adds the gradient of the meta loss after one inner step to the ``.grad`` of the generator's parameters.
 
@@ -168,11 +184,19 @@ class AuxiliaryLabelGenerator(Learner):
             y: Their primary labels, first dimension N.
             meta_batch: ``(x', y')`` of the meta loss; ``(x, y)`` if None.
             optimizer: Whose rule, state and groups the inner step follows; SGD with this learner's lr if None.
-            method: ``"forward"``, one forward-mode pass; ``"unrolled"``, a double backward pass, the same value;
-                ``"regularizer"``, the regulariser's gradient alone, the control without a hypergradient.
+            method: ``"forward"``, one forward-mode pass, exact; ``"unrolled"``, a double backward pass, the same value;
+                ``"finite-difference"``, a difference of two passes instead of the forward-mode one;
+                ``"regularizer"``, the regulariser's gradient alone, the control without a hypergradient. A network that
+                ``"forward"`` can't differentiate falls back on the next of these, with a warning.
+            epsilon: Euclidean distance in theta_1 of the finite difference. If None, the one of the smallest error is
+                looked for, here at each call, in :meth:`step` at the first and then at every hundredth.
+            micro_batches: Parts that the batches are split into, to save memory; the result is that of the whole batch
+                but for layers that mix samples, as BatchNorm does. The labels are computed twice if there are several.
+            max_grad_norm: Norm that the gradient of the inner step is clipped to, and differentiated through.
 
         Returns:
-            The losses (nats, means over the batch), the primary outputs and the targets, without a graph.
+            The losses (nats, means over the batch), the primary outputs and the targets, without a graph; and, with
+            finite differences, an estimate of their relative error.
 
         Raises:
             TypeError, ValueError: An argument does not fit; nothing has been computed.
@@ -184,9 +208,10 @@ class AuxiliaryLabelGenerator(Learner):
             >>> all(p.grad is not None for p in maxl.generator.parameters())
             True
         """
-        meta_batch = self._checked_batches(x, y, meta_batch, method)
-        inner = self._inner_step(optimizer)
-        return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, method)
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches, measure=True)
+        inner = self._inner_step(optimizer, self._updates(max_grad_norm).max_grad_norm)
+        return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options)
 
     def step(
         self,
@@ -197,6 +222,10 @@ class AuxiliaryLabelGenerator(Learner):
         *,
         meta_batch: Batch | None = None,
         method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> StepResult:
         """One fused iteration: a step of the network on L1, and a step of the generator by its hypergradient.
 
@@ -208,11 +237,16 @@ class AuxiliaryLabelGenerator(Learner):
             y: Their primary labels, first dimension N.
             optimizer: Holds all trainable parameters of ``self.network``.
             generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
-            meta_batch: As in :meth:`hypergradient`.
-            method: As in :meth:`hypergradient`.
+            meta_batch: As in :meth:`hypergradient`; so are method, epsilon and micro_batches.
+            method: See above.
+            epsilon: See above.
+            micro_batches: See above.
+            max_grad_norm: Norm that each network's gradient is clipped to; the generator learns through the clipping.
+            scaler: A ``torch.amp.GradScaler``, for a region of float16 autocast. It is stepped and updated here; a step
+                whose gradient overflowed is skipped, and the result says so.
 
         Returns:
-            As :meth:`hypergradient`.
+            As :meth:`hypergradient`; the error of finite differences is that of the last search.
 
         Raises:
             TypeError, ValueError: An argument does not fit; nothing has been computed.
@@ -226,13 +260,24 @@ class AuxiliaryLabelGenerator(Learner):
             >>> result.targets.shape
             torch.Size([4, 6])
         """
-        meta_batch = self._checked_batches(x, y, meta_batch, method)
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches)
         self._check_optimizer(optimizer)
         self._check_generator_optimizer(generator_optimizer)
-        return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, method)
+        updates = self._updates(max_grad_norm, scaler)
+        return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
 
     def network_step(
-        self, x: Any, y: Tensor, optimizer: Optimizer, *, targets: Tensor | None = None, auxiliary: bool = True
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer,
+        *,
+        targets: Tensor | None = None,
+        auxiliary: bool = True,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> StepResult:
         """One step of the network alone: the first stage of the paper's per-epoch schedule, and of fixed labels.
 
@@ -242,6 +287,9 @@ class AuxiliaryLabelGenerator(Learner):
             optimizer: Holds all trainable parameters of ``self.network``; any kind that needs no closure.
             targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None (a virtual pass of it).
             auxiliary: Whether there is an auxiliary task at all; without it this is single-task training.
+            micro_batches: As in :meth:`step`; so are max_grad_norm and scaler.
+            max_grad_norm: See above.
+            scaler: See above.
 
         Returns:
             The losses, primary outputs and targets, without a graph.
@@ -252,6 +300,7 @@ class AuxiliaryLabelGenerator(Learner):
         """
         self.check_batch(x, y)
         self._check_optimizer(optimizer)
+        options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
         if not auxiliary:
             targets = None
         elif targets is None:
@@ -260,7 +309,7 @@ class AuxiliaryLabelGenerator(Learner):
             self.check_targets(targets, y)
         else:
             self._check_given(targets, y)
-        return network_step(self.network, self.objective, (x, y), targets, optimizer)
+        return network_step(self.network, self.objective, (x, y), targets, optimizer, updates, options.micro_batches)
 
     def generator_step(
         self,
@@ -271,16 +320,22 @@ class AuxiliaryLabelGenerator(Learner):
         *,
         meta_batch: Batch | None = None,
         method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> StepResult:
         """One step of the generator alone: the second stage of the paper's per-epoch schedule.
 
         As :meth:`hypergradient` followed by the generator optimizer's step, with the generator's BatchNorm statistics
-        moved once. Arguments, result and errors as there.
+        moved once. Arguments, result and errors as in :meth:`step`.
         """
-        meta_batch = self._checked_batches(x, y, meta_batch, method)
-        inner = self._inner_step(optimizer)
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches)
+        updates = self._updates(max_grad_norm, scaler)
+        inner = self._inner_step(optimizer, max_grad_norm)
         self._check_generator_optimizer(generator_optimizer)
-        return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, method)
+        return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
 
     def check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
         """Raises unless y is a tensor with an entry for each sample of x, on its device; names are for the message."""
@@ -298,20 +353,33 @@ class AuxiliaryLabelGenerator(Learner):
         return (*super()._shared(), self.objective)
 
     def _bilevel(self) -> Bilevel:
-        return Bilevel(self.network, self.generator, self.objective, self.check_targets)
+        return Bilevel(self.network, self.generator, self.objective, self.check_targets, self._experience)
 
-    def _inner_step(self, optimizer: Optimizer | None) -> InnerStep:
+    def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
         if optimizer is None:
-            return InnerStep.sgd([p for p in self.network.parameters() if p.requires_grad], self.lr)
+            return InnerStep.sgd([p for p in self.network.parameters() if p.requires_grad], self.lr, max_grad_norm)
         self._check_optimizer(optimizer)
-        return InnerStep(optimizer)
+        return InnerStep(optimizer, max_grad_norm)
 
-    def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None, method: str) -> Batch:
+    def _options(self, method: str, epsilon: float | None, micro_batches: int, measure: bool = False) -> Options:
         if method == "regularizer" and self.objective.regularizer is None:
             raise ValueError(
                 "`method` 'regularizer' needs a regularizer, found None. Pass regularizer= when you build it."
             )
-        check_choice(method, METHODS, "method", "'forward' is exact and the cheapest")
+        check_choice(method, METHODS, "method", "'forward' is exact and needs no second derivatives")
+        check_count(micro_batches, "micro_batches", "Use 1 to pass the whole batch at once.")
+        if epsilon is not None:
+            check_number(epsilon, "epsilon", "Leave it out to have it chosen.", positive=True)
+        return Options(method, epsilon, measure, micro_batches)
+
+    def _updates(self, max_grad_norm: float | None, scaler: GradScaler | None = None) -> Updates:
+        if max_grad_norm is not None:
+            check_number(max_grad_norm, "max_grad_norm", "Leave it out for no clipping.", positive=True)
+        if scaler is not None:
+            check_kind(scaler, GradScaler, "scaler", "Make it with torch.amp.GradScaler().")
+        return Updates(max_grad_norm, scaler)
+
+    def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None) -> Batch:
         self.check_batch(x, y)
         if meta_batch is None:
             return x, y

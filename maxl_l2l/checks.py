@@ -66,12 +66,12 @@ def check_count(value: Any, argument: str, advice: str) -> None:
         raise ValueError(f"`{argument}` must be at least 1, found {value}. {advice}")
 
 
-def check_number(value: Any, argument: str, advice: str) -> None:
-    """Raises unless value is a finite number of at least 0."""
+def check_number(value: Any, argument: str, advice: str, positive: bool = False) -> None:
+    """Raises unless value is a finite number of at least 0, or above 0 if it must be positive."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{argument}` must be a number, found {value!r} ({type(value).__name__}). {advice}")
-    if not 0 <= float(value) < float("inf"):
-        raise ValueError(f"`{argument}` must be a finite number >= 0, found {value}. {advice}")
+    if not 0 <= float(value) < float("inf") or (positive and value == 0):
+        raise ValueError(f"`{argument}` must be a finite number {'>' if positive else '>='} 0, found {value}. {advice}")
 
 
 def check_kind(value: Any, kind: type, argument: str, advice: str) -> None:

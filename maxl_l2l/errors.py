@@ -18,3 +18,7 @@ class NonFiniteError(ArithmeticError):
         super().__init__(message)
         self.term = term
         self.history = history
+
+
+class UnsupportedOperatorError(NotImplementedError):
+    """An operator of a network has no forward-mode rule; the message names it."""

@@ -5,54 +5,203 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
-from .passes import RandomState, buffer_copies, virtual_pass
+from .errors import UnsupportedOperatorError
+from .passes import RandomState, clones, norm, virtual_pass
+
+BILINEAR = {
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+    F.linear,
+}
+"""Functions ``(input, weight, bias=None, ...)`` that are linear in each of input and weight."""
 
 
-def output_tangent(network: nn.Module, x: Any, direction: Mapping[str, Tensor], rng: RandomState) -> Tensor | None:
+class Tape(TorchFunctionMode):
+    """Keeps the results of convolutions and linear layers while it is active, for a pass that meets them again.
+
+    It saves the forward-mode pass a third of its work, for about half of the memory that the pass itself takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[Callable[..., Tensor], Tensor, int]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in BILINEAR:
+            self.kept.append((func, result.detach(), result._version))
+        return result
+
+    def played(self) -> Iterator[tuple[Callable[..., Tensor], Tensor, int]]:
+        """Gives away what was kept, in order."""
+        kept, self.kept = self.kept[::-1], []
+        while kept:
+            yield kept.pop()
+
+
+def output_tangent(
+    network: nn.Module,
+    x: Any,
+    direction: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    rng: RandomState,
+    tape: Tape | None = None,
+) -> Tensor | None:
     """Differentiates the auxiliary outputs of a network along a direction, by one pass with dual numbers.
 
     Args:
         network: ``x -> (primary outputs, auxiliary outputs)``; neither its buffers nor its parameters change.
         x: What the network takes.
         direction: Tangents of parameters, by name; parameters without one stand still.
+        buffers: Buffers to start from, by name.
         rng: The random state to start from, for the dropout mask of an earlier pass.
+        tape: What was kept of that pass, at the same parameters; used up.
 
     Returns:
         The tangent, of the shape of the auxiliary outputs; None if these do not depend on the direction.
 
     Raises:
-        NotImplementedError: An operator of the network has no forward-mode rule; it is named.
+        UnsupportedOperatorError: An operator of the network has no forward-mode rule; it is named.
     """
+    if not direction:
+        return None
     try:
-        return _tangent(network, x, direction, rng)
+        return _tangent(network, x, direction, buffers, rng, tape or Tape())
     except NotImplementedError:
         # Fused recurrent and transformer kernels have no forward-mode rule, what they are made of has.
         with _plain_kernels():
-            return _tangent(network, x, direction, rng)
+            return _tangent(network, x, direction, buffers, rng, Tape())
 
 
-def _tangent(network: nn.Module, x: Any, direction: Mapping[str, Tensor], rng: RandomState) -> Tensor | None:
+def _tangent(
+    network: nn.Module,
+    x: Any,
+    direction: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    rng: RandomState,
+    tape: Tape,
+) -> Tensor | None:
     _load_forward_mode_rules()
-    rng.restore()
     parameters = dict(network.named_parameters())
-    with torch.no_grad(), forward_ad.dual_level():
-        duals = {name: forward_ad.make_dual(parameters[name].detach(), part) for name, part in direction.items()}
+    scale = _scale(parameters, direction)
+    with torch.no_grad(), rng.again(), forward_ad.dual_level(), _Duals(tape):
+        duals = {
+            name: forward_ad.make_dual(parameters[name].detach(), part if scale is None else part * scale.to(part))
+            for name, part in direction.items()
+        }
         try:
-            _, auxiliary = virtual_pass(network, duals, buffer_copies(network), x)
+            _, auxiliary = virtual_pass(network, duals, clones(buffers), x)
         except NotImplementedError as error:
-            raise NotImplementedError(
-                f"`method` 'forward' needs a forward-mode rule for every operator of the network: {error}. "
-                "Pass method='unrolled', which needs second derivatives instead."
+            raise UnsupportedOperatorError(
+                f"method 'forward' needs a forward-mode rule for every operator of the network: {error}."
             ) from error
         tangent: Tensor | None = forward_ad.unpack_dual(auxiliary).tangent
-        return tangent
+        return tangent if tangent is None or scale is None else tangent.float() / scale
+
+
+def _scale(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Tensor | None:
+    """A factor on the direction under float16, whose small tangents would vanish: it makes them as large as theta_1."""
+    devices = {part.device.type for part in direction.values()}
+    if not any(torch.is_autocast_enabled(one) and torch.get_autocast_dtype(one) == torch.float16 for one in devices):
+        return None
+    return norm(parameters[name].detach() for name in direction) / norm(direction.values()).clamp_min(1e-30)
+
+
+class _Duals(TorchFunctionMode):
+    """Forward-mode rules that are cheaper than PyTorch's own, for the layers where the time goes."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.kept = tape.played()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in BILINEAR:
+            return self._bilinear(func, *args, **kwargs)
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _bilinear(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The rule of a product: ``f(x, W)' = f(x, W') + f(x', W)``."""
+        (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
+        value = self._kept_value(func)
+        if value is None:
+            value = func(x, w, b, *args, **kwargs)
+        if dw is None and db is not None:
+            dw = torch.zeros_like(w)
+        tangent = None if dw is None else func(x, dw, db, *args, **kwargs)
+        if dx is not None:
+            along_input = func(dx, w, None, *args, **kwargs)
+            tangent = along_input if tangent is None else tangent.add_(along_input)
+        return value if tangent is None else forward_ad.make_dual(value, tangent)
+
+    def _kept_value(self, func: Callable[..., Tensor]) -> Tensor | None:
+        """The result of the same call in the earlier pass, unless something has since been written over it."""
+        kept_func, value, version = next(self.kept, (None, None, 0))
+        return value if value is not None and kept_func is func and value._version == version else None
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation in training by its two fused kernels: its Jacobian with respect to the input is symmetric,
+    so that the backward kernel is its forward mode too."""
+    (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
+    mixed = any(one is not None and one.dtype != x.dtype for one in (w, b, running_mean))
+    if not training or mixed or dx is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    value, mean, rstd = torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
+    tangent: Tensor = torch.ops.aten.native_batch_norm_backward(
+        dx, x, w, running_mean, running_var, mean, rstd, True, eps, [True, False, False]
+    )[0]
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    shift = db
+    if dw is not None:
+        slope = dw * rstd
+        tangent.addcmul_(x, slope.view(shape))
+        shift = -slope * mean if db is None else db - slope * mean
+    if shift is not None:
+        tangent.add_(shift.view(shape))
+    dual: Tensor = forward_ad.make_dual(value, tangent)
+    return dual
+
+
+def _parts(tensor: Tensor | None) -> tuple[Any, Any]:
+    """A dual tensor's value and tangent, either of them None."""
+    return (None, None) if tensor is None else forward_ad.unpack_dual(tensor)
 
 
 @contextlib.contextmanager

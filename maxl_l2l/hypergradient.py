@@ -14,43 +14,23 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .forward_mode import output_tangent
-from .inner_step import InnerStep
-from .passes import (
-    RandomState,
-    buffer_copies,
-    check_finite,
-    clones,
-    cuda_devices,
-    largest_entry,
-    virtual_pass,
-    within,
-)
-
-Batch = tuple[Any, Tensor]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The scalar losses of the two levels.
-
-    Attributes:
-        primary: ``(primary outputs, y) -> scalar``.
-        auxiliary: ``(auxiliary outputs, targets) -> scalar``, twice differentiable.
-        regularizer: ``targets -> scalar`` that joins the meta loss, already weighted; None for none.
-    """
-
-    primary: Callable[[Tensor, Tensor], Tensor]
-    auxiliary: Callable[[Tensor, Tensor], Tensor]
-    regularizer: Callable[[Tensor], Tensor] | None
+from .errors import NonFiniteError, UnsupportedOperatorError
+from .finite_difference import Line, output_difference
+from .forward_mode import Tape, output_tangent
+from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, dense, summary
+from .inner_step import InnerStep, clip_by_norm
+from .micro_batches import num_samples, split
+from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, virtual_pass, within
 
 
 class StepResult(NamedTuple):
@@ -63,6 +43,9 @@ class StepResult(NamedTuple):
         regularizer: The weighted regulariser of the targets, a scalar tensor; None if there is none.
         outputs: Primary outputs ``[N, C, ...]`` of the training pass.
         targets: Auxiliary targets of the batch; None if the step had none.
+        error: Estimated relative error of the hypergradient without its regulariser, a scalar tensor, where finite
+            differences measured it; None otherwise.
+        skipped: Whether a gradient scaler skipped an update because a gradient overflowed.
     """
 
     primary_loss: Tensor
@@ -71,141 +54,27 @@ class StepResult(NamedTuple):
     regularizer: Tensor | None = None
     outputs: Tensor | None = None
     targets: Tensor | None = None
+    error: Tensor | None = None
+    skipped: bool = False
 
 
-class Bilevel(NamedTuple):
-    """The two networks and what each is trained for.
-
-    Attributes:
-        network: ``x -> (primary outputs, auxiliary outputs)``, parameters theta_1.
-        generator: ``(x, y) -> targets``, parameters theta_2.
-        objective: The losses.
-        check_targets: ``(targets, y) -> None``; raises if the generator's targets do not fit.
-    """
-
-    network: nn.Module
-    generator: nn.Module
-    objective: Objective
-    check_targets: Callable[[Any, Tensor], None]
-
-
-def _forward(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
-    """The hypergradient by one forward-mode pass; see the derivation above."""
-    state = _InnerPass(bilevel, batch)
-    grads = state.grads()
-    slopes = inner.slopes(state.parameters, grads)
-    stepped = [value.detach().requires_grad_() for value in inner.look_ahead(state.parameters, grads)]
-    meta_loss, v = _meta_gradient(bilevel, state, stepped, meta_batch)
-    rng = RandomState(state.devices)
-    direction = {
-        name: slope * part
-        for name, slope, part in zip(state.names, slopes, v)
-        if slope is not None and part is not None
-    }
-    tangent = output_tangent(state.network, batch[0], direction, state.rng)
-    rng.restore()
-    surrogate = None if tangent is None else _pulled_back(state, tangent)
-    return state.derivatives(grads, surrogate, meta_loss)
-
-
-def _unrolled(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
-    """The hypergradient by a double backward pass through the inner step: the reference, at more time and memory."""
-    state = _InnerPass(bilevel, batch, attached=True)
-    grads = state.grads(create_graph=True)
-    stepped = dict(zip(state.names, inner.look_ahead(state.parameters, grads)))
-    outputs, _ = virtual_pass(state.network, stepped, clones(state.buffers), meta_batch[0])
-    meta_loss = state.objective.primary(outputs, meta_batch[1])
-    return state.derivatives(grads, meta_loss, meta_loss)
-
-
-def _regularizer_only(bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
-    """The gradient of the regulariser without the hypergradient: the control that tells what the latter earns."""
-    state = _InnerPass(bilevel, batch)
-    return state.derivatives(state.grads(), None, None)
-
-
-METHODS: dict[str, Callable[[Bilevel, Batch, Batch, InnerStep], Derivatives]] = {
-    "forward": _forward,
-    "unrolled": _unrolled,
-    "regularizer": _regularizer_only,
-}
-
-
-def differentiate(method: str, bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep) -> Derivatives:
-    """Computes both networks' gradients by one of :data:`METHODS`; changes nothing but the random state.
-
-    Fused attention has neither a forward-mode derivative nor a second one, torch's math kernel has both; all passes use
-    it, so that they also share its dropout masks.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        return METHODS[method](bilevel, batch, meta_batch, inner)
-
-
-class _InnerPass:
-    """The pass that gives the inner gradient, on copies of the buffers: nothing of the modules is moved.
+@dataclass(frozen=True)
+class Options:
+    """How the hypergradient is computed.
 
     Attributes:
-        targets: The generator's labels, with their graph.
-        buffers, generator_buffers: Copies that the pass has moved.
-        rng: The random state that it began with, so that the forward-mode pass draws the same dropout mask.
+        method: One of :data:`METHODS`.
+        epsilon: Euclidean distance of a finite difference; None to have it chosen.
+        measure: Whether finite differences measure their error now.
+        micro_batches: Parts that a batch goes through the networks in, one after the other.
+        loss_scale: Factor on every loss that is differentiated, divided out of its gradients: a gradient scaler's.
     """
 
-    def __init__(self, bilevel: Bilevel, batch: Batch, attached: bool = False) -> None:
-        x, y = batch
-        self.network, self.generator, self.objective, check_targets = bilevel
-        trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        self.names, self.parameters = list(trainable), list(trainable.values())
-        self.devices = cuda_devices(self.network)
-        self.buffers, self.generator_buffers = buffer_copies(self.network), buffer_copies(self.generator)
-        self.targets = virtual_pass(self.generator, {}, self.generator_buffers, x, y)
-        check_targets(self.targets, y)
-        _check_attached(self.targets, self.generator)
-        self.rng = RandomState(self.devices)
-        self.outputs, self.auxiliary = virtual_pass(self.network, {}, self.buffers, x)
-        self.primary_loss = self.objective.primary(self.outputs, y)
-        targets = self.targets if attached else self.targets.detach()
-        self.auxiliary_loss = self.objective.auxiliary(self.auxiliary, targets)
-
-    def grads(self, create_graph: bool = False) -> tuple[Tensor | None, ...]:
-        """The gradient of the multi-task loss at theta_1; None for a parameter that it does not depend on."""
-        loss = self.primary_loss + self.auxiliary_loss
-        return within(
-            self.network,
-            {},
-            buffer_copies(self.network),
-            lambda: torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True),
-        )
-
-    def derivatives(
-        self, grads: Sequence[Tensor | None], surrogate: Tensor | None, meta_loss: Tensor | None
-    ) -> Derivatives:
-        """Differentiates surrogate + regulariser with respect to theta_2 and gathers the results."""
-        regularizer = None if self.objective.regularizer is None else self.objective.regularizer(self.targets)
-        terms = [term for term in (surrogate, regularizer) if term is not None and term.requires_grad]
-        parameters = [p for p in self.generator.parameters() if p.requires_grad]
-        found: Sequence[Tensor | None] = ()
-        if terms and parameters:
-            total = sum(terms[1:], terms[0])
-            found = within(
-                self.generator,
-                {},
-                buffer_copies(self.generator),
-                lambda: torch.autograd.grad(total, parameters, allow_unused=True),
-            )
-        return Derivatives(
-            result=StepResult(
-                self.primary_loss.detach(),
-                self.auxiliary_loss.detach(),
-                None if meta_loss is None else meta_loss.detach(),
-                None if regularizer is None else regularizer.detach(),
-                self.outputs.detach(),
-                self.targets.detach(),
-            ),
-            network_grads={p: g.detach() for p, g in zip(self.parameters, grads) if g is not None},
-            generator_grads={p: g for p, g in zip(parameters, found) if g is not None},
-            network_buffers=self.buffers,
-            generator_buffers=self.generator_buffers,
-        )
+    method: str = "forward"
+    epsilon: float | None = None
+    measure: bool = False
+    micro_batches: int = 1
+    loss_scale: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -226,46 +95,288 @@ class Derivatives:
     network_buffers: Mapping[str, Tensor]
     generator_buffers: Mapping[str, Tensor]
 
-    def check_finite(self) -> None:
-        """Raises NonFiniteError, naming the first term that is NaN or infinite. One synchronisation with the device."""
-        check_finite(
+    def check_finite(self, scaled: bool = False) -> bool:
+        """Checks losses and gradients for NaN and infinity, with one synchronisation with the device.
+
+        Args:
+            scaled: Whether a gradient scaler is at work, for which an overflow after the first losses is no error.
+
+        Returns:
+            Whether the scaler will skip a step.
+
+        Raises:
+            NonFiniteError: A term is not finite; the first one is named.
+        """
+        losses = {
+            "primary loss": self.result.primary_loss,
+            "auxiliary loss": self.result.auxiliary_loss,
+            "regularizer": self.result.regularizer,
+        }
+        found = non_finite(
             {
-                "primary loss": self.result.primary_loss,
-                "auxiliary loss": self.result.auxiliary_loss,
-                "network gradient": largest_entry(self.network_grads.values()),
+                **losses,
+                "network gradient": magnitude(self.network_grads.values()),
                 "meta loss": self.result.meta_loss,
-                "regularizer": self.result.regularizer,
-                "hypergradient": largest_entry(self.generator_grads.values()),
+                "hypergradient": magnitude(self.generator_grads.values()),
             }
         )
+        for name, value in found.items():
+            if not scaled or name in losses:
+                raise NonFiniteError(
+                    name,
+                    f"the {name} is {value}; no parameter was updated with it. "
+                    "Lower the learning rates, clip gradients, or check the input for NaN.",
+                )
+        return bool(found)
 
 
-def _meta_gradient(
-    bilevel: Bilevel, state: _InnerPass, stepped: Sequence[Tensor], meta_batch: Batch
-) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """The primary loss of the meta batch at theta_1+, and its gradient v there."""
-    x, y = meta_batch
+class _Run:
+    """One computation of the derivatives: the passes at theta_1, and what all methods do with them."""
 
-    def loss_and_gradient() -> tuple[Tensor, Sequence[Tensor | None]]:
-        outputs, _ = bilevel.network(x)
-        loss = bilevel.objective.primary(outputs, y)
-        return loss, torch.autograd.grad(loss, stepped, allow_unused=True)
+    def __init__(self, bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options) -> None:
+        self.bilevel, self.inner, self.options = bilevel, inner, options
+        trainable = {name: p for name, p in bilevel.network.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trainable), list(trainable.values())
+        self.devices = cuda_devices(bilevel.network)
+        self.buffers, self.generator_buffers = buffer_copies(bilevel.network), buffer_copies(bilevel.generator)
+        self.batches = split(batch, options.micro_batches)
+        self.meta_batches = split(meta_batch, options.micro_batches)
+        self.num_samples, self.num_meta_samples = num_samples(batch), num_samples(meta_batch)
+        self.labels: list[LabelPass] = []
+        self.passes: list[NetworkPass] = []
 
-    return within(bilevel.network, dict(zip(state.names, stepped)), clones(state.buffers), loss_and_gradient)
+    def inner_gradient(self, attached: bool = False, with_tape: bool = False) -> Grads:
+        """Runs the passes; returns the gradient of L1, None for a parameter that it does not depend on."""
+        alone, total = len(self.batches) == 1, Grads()
+        for batch in self.batches:
+            # Of several passes neither graph nor tape is kept: who splits a batch is short of memory.
+            labels = LabelPass(self.bilevel, batch, self.generator_buffers, self.devices, keep_graph=alone)
+            one = NetworkPass(
+                self.bilevel.network,
+                self.bilevel.objective,
+                batch,
+                labels.targets.requires_grad_(attached),
+                num_samples(batch) / self.num_samples,
+                self.buffers,
+                self.devices,
+                Tape() if with_tape and alone else None,
+            )
+            total = added(total, one.grads(self.parameters, self.options.loss_scale, attached))
+            self.labels.append(labels)
+            self.passes.append(one)
+        return self.unscaled(total)
 
+    def meta_gradient(self, stepped: Sequence[Tensor]) -> tuple[Tensor, Grads]:
+        """The primary loss of the meta batch at theta_1+, and its gradient v there."""
+        network, primary = self.bilevel.network, self.bilevel.objective.primary
+        leaves = [value.detach().requires_grad_() for value in stepped]
+        buffers = clones(self.buffers)
+        losses: list[Tensor] = []
 
-def _check_attached(targets: Tensor, generator: nn.Module) -> None:
-    if not targets.requires_grad and any(parameter.requires_grad for parameter in generator.parameters()):
-        raise ValueError(
-            "`generator` must return targets that depend on its parameters, found targets without a graph. "
-            "Compute them without detach(), no_grad() or argmax()."
+        def gradient(x: object, y: Tensor) -> Sequence[Tensor | None]:
+            loss = primary(network(x)[0], y) * (num_samples((x, y)) / self.num_meta_samples)
+            losses.append(loss.detach())
+            if not loss.requires_grad:  # all that it depends on is frozen
+                return [None] * len(leaves)
+            return torch.autograd.grad(loss * self.options.loss_scale, leaves, allow_unused=True)
+
+        total = Grads()
+        for x, y in self.meta_batches:
+            found = within(network, dict(zip(self.names, leaves)), buffers, functools.partial(gradient, x, y))
+            total = added(total, dense(found))
+        return torch.stack(losses).sum(), self.unscaled(total)
+
+    def look_ahead(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The meta loss at theta_1+, and the direction v' by parameter name."""
+        meta_loss, v = self.meta_gradient(self.inner.look_ahead(self.parameters, grads))
+        pulled = self.inner.pull_back(self.parameters, grads, v)
+        return meta_loss, {name: part for name, part in zip(self.names, pulled) if part is not None}
+
+    def unscaled(self, grads: Sequence[Tensor | None]) -> Grads:
+        scale = self.options.loss_scale
+        if isinstance(scale, float) and scale == 1:
+            return list(grads)
+        return [None if grad is None else grad / scale for grad in grads]
+
+    def derivatives(
+        self,
+        grads: Sequence[Tensor | None],
+        label_grads: Iterable[Tensor | None],
+        meta_loss: Tensor | None = None,
+        errors: Sequence[Tensor] = (),
+    ) -> Derivatives:
+        """Carries gradients with respect to the labels, and the regulariser's, on to theta_2; gathers the results.
+
+        Args:
+            grads: The gradient of L1.
+            label_grads: The gradient of the primary meta loss with respect to each pass's labels.
+            meta_loss: That loss, if there was one.
+            errors: Relative errors of label_grads, where they were measured.
+        """
+        parameters = [p for p in self.bilevel.generator.parameters() if p.requires_grad]
+        found = Grads()
+        regularizer, weights = self.regularizer_gradient()
+        for one, label_grad, weight in zip(self.labels, label_grads, weights):
+            (cotangent,) = added([label_grad], [weight])
+            if cotangent is not None and parameters:
+                found = added(found, one.grads(parameters, cotangent * self.options.loss_scale))
+        primary_loss, auxiliary_loss, outputs, targets = summary(self.passes)
+        clipped = clip_by_norm(grads, self.inner.max_grad_norm)
+        return Derivatives(
+            StepResult(
+                primary_loss,
+                auxiliary_loss,
+                None if meta_loss is None else meta_loss.detach(),
+                regularizer,
+                outputs,
+                targets,
+                torch.stack(list(errors)).max() if errors else None,
+            ),
+            {p: g.detach() for p, g in zip(self.parameters, clipped) if g is not None},
+            {p: g for p, g in zip(parameters, self.unscaled(found)) if g is not None},
+            self.buffers,
+            self.generator_buffers,
         )
 
+    def regularizer_gradient(self) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        """The regulariser of the whole batch's labels, and its gradient with respect to those of each pass."""
+        if self.bilevel.objective.regularizer is None:
+            return None, [None] * len(self.passes)
+        labels = [one.targets.detach().requires_grad_() for one in self.labels]
+        value = self.bilevel.objective.regularizer(torch.cat(labels))
+        if not value.requires_grad:
+            return value, [None] * len(labels)
+        return value.detach(), torch.autograd.grad(value, labels)
 
-def _pulled_back(state: _InnerPass, tangent: Tensor) -> Tensor:
-    """``<dL1/do (o, t), o'>`` as a function of the targets t; only the loss function is differentiated twice."""
-    auxiliary = state.auxiliary.detach().requires_grad_()
-    loss = state.objective.auxiliary(auxiliary, state.targets)
-    (grad,) = torch.autograd.grad(loss, auxiliary, create_graph=True)
-    product: Tensor = (grad * tangent).sum()
-    return product
+
+def _forward(run: _Run) -> Derivatives:
+    """The hypergradient by one forward-mode pass; see the derivation above."""
+    grads = run.inner_gradient(with_tape=True)
+    meta_loss, direction = run.look_ahead(grads)
+
+    def label_grad(one: NetworkPass) -> Tensor | None:
+        tangent = output_tangent(run.bilevel.network, one.x, direction, one.start, one.rng, one.tape)
+        return None if tangent is None else one.label_grad(tangent)
+
+    return run.derivatives(grads, map(label_grad, run.passes), meta_loss)
+
+
+def _finite_difference(run: _Run) -> Derivatives:
+    """The hypergradient with the forward-mode pass replaced by a difference of passes."""
+    grads = run.inner_gradient()
+    meta_loss, direction = run.look_ahead(grads)
+    options, experience = run.options, run.bilevel.experience
+    errors: list[Tensor] = []
+
+    def label_grad(one: NetworkPass) -> Tensor | None:
+        if not direction:
+            return None
+        line = Line(run.bilevel.network, one.x, direction, one.start, one.rng)
+        tangent, error = output_difference(line, one.auxiliary, experience.distance, options.epsilon, options.measure)
+        errors.extend([] if error is None else [error])
+        return one.label_grad(tangent)
+
+    return run.derivatives(grads, [label_grad(one) for one in run.passes], meta_loss, errors)
+
+
+def _unrolled(run: _Run) -> Derivatives:
+    """The hypergradient by a double backward pass through the inner step: the reference, at more time and memory."""
+    grads = run.inner_gradient(attached=True)
+    _check_twice_differentiable(grads)
+    stepped = dict(zip(run.names, run.inner.look_ahead(run.parameters, grads)))
+    buffers = clones(run.buffers)
+    losses = []
+    for x, y in run.meta_batches:
+        outputs, _ = virtual_pass(run.bilevel.network, stepped, buffers, x)
+        losses.append(run.bilevel.objective.primary(outputs, y) * (num_samples((x, y)) / run.num_meta_samples))
+    meta_loss = torch.stack(losses).sum()
+    labels = [one.targets for one in run.labels]
+    found = (
+        torch.autograd.grad(meta_loss, labels, allow_unused=True) if meta_loss.requires_grad else [None] * len(labels)
+    )
+    return run.derivatives(grads, found, meta_loss)
+
+
+def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
+    """Raises if a gradient passed through a function that is differentiable once.
+
+    autograd.grad does not: such a function cuts the graph, and so the path from the labels, without a word.
+    """
+    nodes = [grad.grad_fn for grad in grads if grad is not None]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().endswith("::Error"):
+            raise RuntimeError(
+                "`method` 'unrolled' needs second derivatives, but a function of the network is marked with "
+                "@once_differentiable. Use method='forward', which needs its jvp(), or method='finite-difference'."
+            )
+        nodes.extend(following for following, _ in node.next_functions)
+
+
+def _regularizer_only(run: _Run) -> Derivatives:
+    """The gradient of the regulariser without the hypergradient: the control that tells what the latter earns."""
+    return run.derivatives(run.inner_gradient(), [None] * len(run.batches))
+
+
+METHODS: dict[str, Callable[[_Run], Derivatives]] = {
+    "forward": _forward,
+    "finite-difference": _finite_difference,
+    "unrolled": _unrolled,
+    "regularizer": _regularizer_only,
+}
+
+
+FALLBACKS = {
+    "forward": (
+        "unrolled",
+        "the double backward pass is used, which is exact too and takes more time and memory",
+    ),
+    "unrolled": (
+        "finite-difference",
+        "finite differences are used, whose relative error hypergradient() gives with its result",
+    ),
+}
+"""What to do where an operator has no rule for a method, and what it means."""
+
+NO_DERIVATIVE = ("derivative for", "does not currently support double backward", "once_differentiable")
+"""What PyTorch says where a second derivative is missing."""
+
+
+def differentiate(
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options | None = None
+) -> Derivatives:
+    """Computes both networks' gradients; changes nothing but the random state and ``bilevel.experience.fallbacks``.
+
+    Fused attention has neither a forward-mode derivative nor a second one, torch's math kernel has both; all passes use
+    it, so that they also share its dropout masks. A network with an operator that has no forward-mode rule falls back
+    on the double backward pass, and one that has no second derivative either on finite differences.
+    """
+    options = options or Options()
+    state = RandomState(cuda_devices(bilevel.network))
+    with sdpa_kernel(SDPBackend.MATH):
+        while True:
+            method = bilevel.experience.fallbacks.get(options.method, options.method)
+            try:
+                return METHODS[method](_Run(bilevel, batch, meta_batch, inner, options))
+            except (UnsupportedOperatorError, RuntimeError) as error:
+                if not _falls_back(bilevel.experience.fallbacks, options.method, method, error):
+                    raise
+            state.restore()
+
+
+def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Exception) -> bool:
+    """Notes the next method to try in place of one that failed for want of a derivative, and warns; False if none."""
+    missing = isinstance(error, UnsupportedOperatorError) or any(reason in str(error) for reason in NO_DERIVATIVE)
+    if asked != "forward" or method not in FALLBACKS or not missing:
+        return False
+    fallbacks[asked], consequence = FALLBACKS[method]
+    warnings.warn(
+        f"`method` {method!r} does not work for this network: {error} From now on {consequence}.",
+        RuntimeWarning,
+        stacklevel=6,
+    )
+    return True

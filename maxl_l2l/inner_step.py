@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from .rules import RULES, UpdateRule
+from .shadow_step import is_differentiable, shadow_step
 
 COUNTS = ("step", "mu_product")
 """State that an optimizer keeps as one number for a whole parameter."""
@@ -25,26 +26,28 @@ class InnerStep:
 
     Args:
         optimizer: A ``torch.optim`` optimizer; its groups and state are read at every call.
+        max_grad_norm: Norm to which the gradient is clipped before it; None for no clipping.
 
     Raises:
-        TypeError: There is no rule for this kind of optimizer.
+        TypeError: There is no rule for this kind of optimizer, and it has no ``differentiable`` option.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        rule = RULES.get(type(optimizer))
-        if rule is None:
+    def __init__(self, optimizer: Optimizer, max_grad_norm: float | None = None) -> None:
+        self.rule = RULES.get(type(optimizer))
+        if self.rule is None and not is_differentiable(optimizer):
             names = ", ".join(sorted(kind.__name__ for kind in RULES))
             raise TypeError(
-                f"`optimizer` must be of a kind whose step can be differentiated ({names}), "
-                f"found {type(optimizer).__name__}. Use one of these for the network; the generator's can be any."
+                f"`optimizer` must be of a kind whose step can be differentiated: {names}, or one with torch.optim's "
+                f"option `differentiable`; found {type(optimizer).__name__}, which lacks it. "
+                "Use one of these for the network; the generator's can be any."
             )
-        self.rule = rule
         self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
 
     @classmethod
-    def sgd(cls, parameters: Iterable[Tensor], lr: float) -> InnerStep:
+    def sgd(cls, parameters: Iterable[Tensor], lr: float, max_grad_norm: float | None = None) -> InnerStep:
         """Returns plain gradient descent with a learning rate."""
-        return cls(SGD(list(parameters), lr=lr))
+        return cls(SGD(list(parameters), lr=lr), max_grad_norm)
 
     def look_ahead(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
         """Returns theta_1+, differentiable in the gradients.
@@ -53,28 +56,37 @@ class InnerStep:
             parameters: Parameters held by the optimizer.
             grads: Their gradients; None where a parameter was not used, which leaves it as it is.
         """
+        return self._update(parameters, clip_by_norm(grads, self.max_grad_norm))
+
+    def pull_back(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Returns ``(dU/dgrad)^T v``, the cotangents v of theta_1+ as cotangents of the gradients.
+
+        Args:
+            parameters: Parameters held by the optimizer.
+            grads: Their gradients, as in :meth:`look_ahead`.
+            cotangents: v, a tensor of each parameter's shape; None stands for zero.
+
+        Returns:
+            A tensor for each gradient; None where it is zero.
+        """
+        clipped = [None if one is None else one.detach() for one in clip_by_norm(grads, self.max_grad_norm)]
+        clipped = [one if v is not None else None for one, v in zip(clipped, cotangents)]
+        pulled = _pull_back(lambda leaves: self._update(parameters, leaves), clipped, cotangents)
+        if self.max_grad_norm is None:
+            return pulled
+        return _pull_back(lambda leaves: clip_by_norm(leaves, self.max_grad_norm), grads, pulled)
+
+    def _update(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
+        if self.rule is None:
+            return shadow_step(self.optimizer, parameters, grads)
         stepped = list(parameters)
         for bucket in self._buckets(parameters, grads):
             flat = bucket.apply(self.rule, bucket.join(grads))
             for index, value in zip(bucket.indices, bucket.split(flat, parameters)):
                 stepped[index] = value
         return stepped
-
-    def slopes(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Returns dU/dgrad, which is diagonal as rules are elementwise: one tensor of slopes per parameter.
-
-        Args:
-            parameters: Parameters held by the optimizer.
-            grads: Their gradients; the slope is None where the gradient is.
-        """
-        slopes: list[Tensor | None] = [None] * len(parameters)
-        for bucket in self._buckets(parameters, grads):
-            with torch.enable_grad():
-                flat_grad = bucket.join(grads).detach().requires_grad_()
-                (flat,) = torch.autograd.grad(bucket.apply(self.rule, flat_grad).sum(), flat_grad)
-            for index, slope in zip(bucket.indices, bucket.split(flat, parameters)):
-                slopes[index] = slope
-        return slopes
 
     def _buckets(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[_Bucket]:
         group_of = {id(p): number for number, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
@@ -97,6 +109,40 @@ class InnerStep:
             if name not in COUNTS and value is not None:
                 state[name] = _join([one[name] for one in states])
         return _Bucket(indices, _join([p.detach() for p in members]), state, self.optimizer.param_groups[group_number])
+
+
+def clip_by_norm(grads: Sequence[Tensor | None], max_norm: float | None) -> list[Tensor | None]:
+    """Scales gradients so that their common norm is at most max_norm, as ``clip_grad_norm_`` does; differentiable.
+
+    Args:
+        grads: Gradients of all parameters of one network; None for a parameter without one.
+        max_norm: The largest norm; None for any.
+    """
+    norms = [torch.linalg.vector_norm(grad) for grad in grads if grad is not None]
+    if max_norm is None or not norms:
+        return list(grads)
+    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)  # 1e-6 as in clip_grad_norm_
+    return [None if grad is None else grad * scale.to(grad) for grad in grads]
+
+
+def _pull_back(
+    function: Any, inputs: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The vector-Jacobian product of a function of a list of tensors, of which some are absent."""
+    leaves = {index: one.detach().requires_grad_() for index, one in enumerate(inputs) if one is not None}
+    pulled: list[Tensor | None] = [None] * len(inputs)
+    with torch.enable_grad():
+        outputs = function([leaves.get(index) for index in range(len(inputs))])
+        given = {index: v for index, v in enumerate(cotangents) if v is not None and index in leaves}
+        given = {index: v for index, v in given.items() if outputs[index].requires_grad}
+        if given:
+            found = torch.autograd.grad(
+                [outputs[index] for index in given], list(leaves.values()), list(given.values()), allow_unused=True
+            )
+            for index, value in zip(leaves, found):
+                pulled[index] = value
+    return pulled
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-
-from .errors import NonFiniteError
 
 ResultType = TypeVar("ResultType")
 
@@ -102,20 +101,34 @@ class RandomState:
         for device, state in self.devices.items():
             torch.cuda.set_rng_state(state, device)
 
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Draws inside what was drawn from that state on; outside, the generators go on as if nothing had happened."""
+        now = RandomState(self.devices)
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
 
-def check_finite(terms: Mapping[str, Tensor | None]) -> None:
-    """Raises NonFiniteError, naming the first of several scalar terms that is NaN or infinite."""
+
+def non_finite(terms: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """Returns those of several scalar terms that are NaN or infinite, in order. One synchronisation with the device."""
     found = {name: term.detach().float() for name, term in terms.items() if term is not None}
-    for name, value in zip(found, torch.stack(list(found.values())).tolist()):
-        if not abs(value) < float("inf"):
-            raise NonFiniteError(
-                name,
-                f"the {name} is {value}; no parameter was updated with it. "
-                "Lower the learning rates, clip gradients, or check the input for NaN.",
-            )
+    values = zip(found, torch.stack(list(found.values())).tolist())
+    return {name: value for name, value in values if not abs(value) < float("inf")}
 
 
-def largest_entry(tensors: Iterable[Tensor]) -> Tensor | None:
-    """Returns the largest magnitude in several tensors, NaN if any entry is; None without tensors."""
-    norms = torch._foreach_norm(list(tensors), float("inf")) if (tensors := list(tensors)) else []
-    return torch.stack([norm.float() for norm in norms]).max() if norms else None
+def magnitude(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Returns the sum of the magnitudes of all entries, NaN or infinite if any is; None without tensors."""
+    if not (tensors := [tensor.float() if tensor.element_size() < 4 else tensor for tensor in tensors]):
+        return None
+    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors, 1)]).sum()
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Returns the Euclidean norm of all entries of several tensors together, a scalar tensor."""
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([one.float() for one in torch._foreach_norm(list(tensors), 2)])
+    )
+    return total

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from .algorithm import AuxiliaryLabelGenerator
 from .hierarchy import Hierarchy
-from .hypergradient import Batch, StepResult
+from .hypergradient import StepResult
+from .inner_pass import Batch
 
 
 class LabelSource(ABC):

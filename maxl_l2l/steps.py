@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .hypergradient import Batch, Bilevel, Derivatives, Objective, StepResult, differentiate
+from .hypergradient import Derivatives, Options, StepResult, differentiate
+from .inner_pass import Batch, Bilevel, Grads, NetworkPass, Objective, added, summary
 from .inner_step import InnerStep
-from .passes import buffer_copies, cuda_devices, virtual_pass, within, write_buffers
+from .micro_batches import num_samples, split
+from .passes import buffer_copies, cuda_devices, write_buffers
+from .updates import Updates
 
 
 def add_hypergradient(
-    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, method: str = "forward"
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options
 ) -> StepResult:
     """Adds the hypergradient to the ``.grad`` of the generator's parameters and changes nothing else.
 
@@ -23,13 +26,13 @@ def add_hypergradient(
         batch: x and y of the inner step.
         meta_batch: x and y of the meta loss.
         inner: The rule U; it must hold all trainable parameters of the network.
-        method: As in :func:`differentiate`.
+        options: How it is computed.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
     """
     with torch.random.fork_rng(cuda_devices(bilevel.network)):
-        derivatives = differentiate(method, bilevel, batch, meta_batch, inner)
+        derivatives = differentiate(bilevel, batch, meta_batch, inner, options)
     derivatives.check_finite()
     for parameter, grad in derivatives.generator_grads.items():
         parameter.grad = grad if parameter.grad is None else parameter.grad + grad
@@ -42,7 +45,8 @@ def fused_step(
     meta_batch: Batch,
     optimizer: Optimizer,
     generator_optimizer: Optimizer,
-    method: str = "forward",
+    options: Options,
+    updates: Updates,
 ) -> StepResult:
     """One training step of the network, and one of the generator by the hypergradient through that very step.
 
@@ -53,13 +57,15 @@ def fused_step(
     Raises:
         NonFiniteError: A loss or gradient is not finite.
     """
-    derivatives = differentiate(method, bilevel, batch, meta_batch, InnerStep(optimizer))
-    derivatives.check_finite()
-    _take_step(optimizer, derivatives.network_grads)
+    inner = InnerStep(optimizer, updates.max_grad_norm)
+    scale = updates.loss_scale(bilevel.network)
+    derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
+    skipped = derivatives.check_finite(updates.scaler is not None)
+    generator_grads = updates.clipped(derivatives.generator_grads)
+    updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads), scale=scale)
     write_buffers(bilevel.network, derivatives.network_buffers)
-    _take_step(generator_optimizer, derivatives.generator_grads)
     write_buffers(bilevel.generator, derivatives.generator_buffers)
-    return derivatives.result
+    return derivatives.result._replace(skipped=skipped)
 
 
 def generator_step(
@@ -68,49 +74,44 @@ def generator_step(
     meta_batch: Batch,
     inner: InnerStep,
     generator_optimizer: Optimizer,
-    method: str = "forward",
+    options: Options,
+    updates: Updates,
 ) -> StepResult:
     """One training step of the generator by the hypergradient through a virtual step of the network."""
-    derivatives = differentiate(method, bilevel, batch, meta_batch, inner)
-    derivatives.check_finite()
-    _take_step(generator_optimizer, derivatives.generator_grads)
+    scale = updates.loss_scale(bilevel.network)
+    derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
+    skipped = derivatives.check_finite(updates.scaler is not None)
+    updates.take((generator_optimizer, updates.clipped(derivatives.generator_grads)), scale=scale)
     write_buffers(bilevel.generator, derivatives.generator_buffers)
-    return derivatives.result
+    return derivatives.result._replace(skipped=skipped)
 
 
 def network_step(
-    network: nn.Module, objective: Objective, batch: Batch, targets: Tensor | None, optimizer: Optimizer
+    network: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    targets: Tensor | None,
+    optimizer: Optimizer,
+    updates: Updates,
+    micro_batches: int = 1,
 ) -> StepResult:
     """One training step of the network towards given auxiliary targets, or on the primary loss alone if None."""
-    x, y = batch
     parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    buffers = buffer_copies(network)
-    outputs, auxiliary = virtual_pass(network, {}, buffers, x)
-    loss = primary_loss = objective.primary(outputs, y)
-    auxiliary_loss = None
-    if targets is not None:
-        auxiliary_loss = objective.auxiliary(auxiliary, targets)
-        loss = primary_loss + auxiliary_loss
-    found = within(
-        network, {}, buffer_copies(network), lambda: torch.autograd.grad(loss, parameters, allow_unused=True)
-    )
-    grads = {parameter: grad for parameter, grad in zip(parameters, found) if grad is not None}
-    result = StepResult(
-        primary_loss.detach(),
-        None if auxiliary_loss is None else auxiliary_loss.detach(),
-        outputs=outputs.detach(),
-        targets=targets,
-    )
-    Derivatives(result, grads, {}, buffers, {}).check_finite()
-    _take_step(optimizer, grads)
+    scale, buffers = updates.loss_scale(network), buffer_copies(network)
+    parts = split(batch, micro_batches)
+    all_targets = [None] * len(parts) if targets is None else targets.tensor_split(len(parts))
+    passes, total = [], Grads()
+    for part, part_targets in zip(parts, all_targets):
+        share = num_samples(part) / num_samples(batch)
+        passes.append(NetworkPass(network, objective, part, part_targets, share, buffers))
+        total = added(total, passes[-1].grads(parameters, scale))
+    grads = {
+        p: grad if updates.scaler is None else grad / scale for p, grad in zip(parameters, total) if grad is not None
+    }
+    primary_loss, auxiliary_loss, outputs, _ = summary(passes)
+    result = StepResult(primary_loss, auxiliary_loss, outputs=outputs, targets=targets)
+    derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {})
+    skipped = derivatives.check_finite(updates.scaler is not None)
+    updates.take((optimizer, derivatives.network_grads), scale=scale)
     write_buffers(network, buffers)
-    return result
-
-
-def _take_step(optimizer: Optimizer, grads: Mapping[Tensor, Tensor]) -> None:
-    optimizer.zero_grad()
-    for parameter, grad in grads.items():
-        parameter.grad = grad
-    optimizer.step()
-    # Inside a region of autocast the casted weights are kept until it ends; they are stale now.
-    torch.clear_autocast_cache()
+    return result._replace(skipped=skipped)

@@ -170,7 +170,7 @@ def test_results_carry_no_graph():
         maxl.generator_step(*batch(), optimizer, generator_optimizer),
         maxl.hypergradient(*batch()),
     ]
-    assert not any(value.requires_grad for result in results for value in result if value is not None)
+    assert not any(value.requires_grad for result in results for value in result if isinstance(value, torch.Tensor))
 
 
 def test_generator_step_leaves_the_network_and_moves_the_generators_statistics_once():
@@ -630,11 +630,11 @@ def test_weighted_targets_must_sum_to_something_positive():
 
 def test_bad_options_of_the_hypergradient_are_refused():
     maxl = MAXL(mlp(), PSI)
-    with pytest.raises(ValueError, match=r"`method` must be one of 'forward', 'unrolled', .*found 'magic'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of 'forward', 'finite-difference', .*found 'magic'"):
         maxl.hypergradient(X, Y, method="magic")
     with pytest.raises(TypeError, match=r"`meta_batch` must be a pair \(x, y\), found Tensor"):
         maxl.hypergradient(X, Y, meta_batch=X)
     with pytest.raises(ValueError, match=re.escape("`meta_batch[1]` must hold primary class indices in 0..1, found 2")):
         maxl.hypergradient(X, Y, meta_batch=(X, Y + 1))
-    with pytest.raises(TypeError, match=r"`optimizer` must be of a kind whose step can be differentiated.*Adamax"):
-        maxl.step(X, Y, torch.optim.Adamax(maxl.network.parameters()), optimizers(maxl)[1])
+    with pytest.raises(TypeError, match=r"`optimizer` must be of a kind whose step can be differentiated.*SparseAdam"):
+        maxl.step(X, Y, torch.optim.SparseAdam(maxl.network.parameters()), optimizers(maxl)[1])

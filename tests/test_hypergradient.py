@@ -179,7 +179,7 @@ class Snapshot:
 
 
 @pytest.mark.parametrize("kind", ["nesterov", "adam"])
-@pytest.mark.parametrize("method", ["forward", "unrolled", "regularizer"])
+@pytest.mark.parametrize("method", ["forward", "unrolled", "finite-difference", "regularizer"])
 def test_leaves_everything_but_the_generator_gradient(kind, method):
     maxl, optimizer = trained(OPTIMIZERS[kind])
     before = Snapshot(maxl, optimizer)
@@ -359,14 +359,199 @@ def test_forward_mode_pass_starts_from_the_buffers_of_the_inner_pass():
     assert relative(forward, hypergradient(maxl, x, y, method="unrolled")) < 1e-10
 
 
-def test_operator_without_a_forward_mode_rule_is_named_with_a_way_out():
+class OnceDifferentiable(torch.autograd.Function):
+    """The identity, with neither a forward-mode rule nor a second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad
+
+
+class Opaque(nn.Module):
+    def forward(self, x):
+        return OnceDifferentiable.apply(x)
+
+
+def count_warnings(caught):
+    return [str(one.message) for one in caught if "does not work for this network" in str(one.message)]
+
+
+def test_operator_without_a_forward_mode_rule_falls_back_once_on_the_double_backward_pass():
     # In training, spectral norm normalises with out=, which forward mode does not know.
-    model = nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.Tanh(), nn.Linear(16, 2))
+    torch.manual_seed(0)
+    model = nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)).double()
     maxl = MAXL(model, PSI)
-    x, y = torch.randn(6, 8), torch.randint(0, 2, (6,))
-    with pytest.raises(NotImplementedError, match=r"div_out.*method='unrolled'"):
-        maxl.hypergradient(x, y)
-    assert hypergradient(maxl, x, y, method="unrolled").norm() > 0
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    expected = hypergradient(maxl, x, y, method="unrolled")
+    with pytest.warns(RuntimeWarning) as caught:
+        found = [hypergradient(maxl, x, y) for _ in range(3)]
+    assert len(count_warnings(caught)) == 1
+    assert "div_out" in count_warnings(caught)[0]
+    assert "double backward pass" in count_warnings(caught)[0]
+    assert all(torch.equal(one, expected) for one in found)
+
+
+def test_operator_without_any_second_order_rule_falls_back_once_on_finite_differences():
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)]
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    exact = MAXL(nn.Sequential(*layers).double(), PSI, entropy_weight=0.0)
+    expected = hypergradient(exact, x, y)
+    opaque = nn.Sequential(layers[0], Opaque(), *layers[1:])
+    maxl = MAXL(opaque, PSI, generator=exact.generator, entropy_weight=0.0)
+    maxl.network.auxiliary_head.load_state_dict(exact.network.auxiliary_head.state_dict())
+    with pytest.warns(RuntimeWarning) as caught:
+        found = [hypergradient(maxl, x, y) for _ in range(2)]
+    messages = count_warnings(caught)
+    assert ["'forward' does not" in messages[0], "'unrolled' does not" in messages[1]] == [True, True]
+    assert len(messages) == 2
+    for one in found:
+        assert relative(one, expected) < 1e-2
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        hypergradient(maxl, x, y, method="unrolled")  # what was asked for by name is not replaced
+
+
+def test_error_of_another_kind_does_not_fall_back():
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 2)), PSI)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        maxl.hypergradient(torch.randn(6, 7), torch.randint(0, 2, (6,)))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-2)])
+def test_finite_differences_are_near_and_say_how_near(kind, dtype, tolerance):
+    maxl, optimizer = trained(OPTIMIZERS[kind], dtype, entropy_weight=0.0)
+    x, y = batch(dtype=dtype)
+    exact = hypergradient(maxl, x, y, optimizer=optimizer)
+    error = relative(hypergradient(maxl, x, y, optimizer=optimizer, method="finite-difference"), exact)
+    torch.manual_seed(7)
+    stated = maxl.hypergradient(x, y, optimizer=optimizer, method="finite-difference").error.item()
+    assert 0 < error < tolerance
+    assert error < 2 * stated
+    assert stated < 5 * tolerance
+    assert maxl.hypergradient(x, y, optimizer=optimizer).error is None
+
+
+def test_distance_of_finite_differences_can_be_given():
+    maxl, _ = trained(None, entropy_weight=0.0)
+    x, y = batch()
+    exact = hypergradient(maxl, x, y)
+    errors = [
+        relative(hypergradient(maxl, x, y, method="finite-difference", epsilon=epsilon), exact)
+        for epsilon in (1.0, 1e-2, 1e-4)
+    ]
+    # Central: of second order in the distance.
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] / errors[2] == pytest.approx(1e4, rel=0.2)
+
+
+def test_step_by_finite_differences_moves_the_generator_as_the_exact_one_does():
+    x, y = batch()
+    moved = {}
+    for method in ("forward", "finite-difference"):
+        maxl, optimizer = trained(OPTIMIZERS["sgd"], entropy_weight=0.0)
+        before = [p.detach().clone() for p in maxl.generator.parameters()]
+        torch.manual_seed(7)
+        result = maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=1.0), method=method)
+        moved[method] = torch.cat([(p - q).flatten() for p, q in zip(maxl.generator.parameters(), before)]).detach()
+    assert 0 < result.error < 1e-3
+    assert 0 < relative(moved["finite-difference"], moved["forward"]) < 1e-3
+
+
+def test_finite_differences_of_a_meta_loss_that_sees_no_direction_are_zero():
+    maxl, _ = trained(None, entropy_weight=0.0)
+    head = list(maxl.network.auxiliary_head.parameters())
+    for parameter in maxl.module.parameters():
+        parameter.requires_grad_(False)
+    maxl.hypergradient(*batch(), optimizer=torch.optim.SGD(head, lr=0.1), method="finite-difference")
+    assert all(p.grad is None or not p.grad.any() for p in maxl.generator.parameters())
+
+
+def layer_norm_cnn():
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.Tanh(), nn.Flatten(), nn.Linear(216, 2)).double()
+
+
+@pytest.mark.parametrize("method", ["forward", "unrolled", "finite-difference", "regularizer"])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(method, max_grad_norm):
+    torch.manual_seed(0)
+    maxl = MAXL(layer_norm_cnn(), PSI)
+    x, y = batch()
+    options = {"meta_batch": batch(7, seed=3), "method": method, "max_grad_norm": max_grad_norm}
+    whole = hypergradient(maxl, x, y, **options)
+    parts = hypergradient(maxl, x, y, micro_batches=3, **options)
+    assert relative(parts, whole) < (1e-6 if method == "finite-difference" else 1e-12)
+    result = maxl.hypergradient(x, y, micro_batches=4, **options)
+    expected = maxl.hypergradient(x, y, **options)
+    torch.testing.assert_close(result[:6], expected[:6])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_micro_batches_with_batch_norm_and_dropout_are_differentiated_exactly(weighted):
+    maxl, optimizer = trained(OPTIMIZERS["adam"], weighted=weighted)
+    x, y = batch()
+    forward, unrolled = (
+        hypergradient(maxl, x, y, optimizer=optimizer, micro_batches=3, method=method)
+        for method in ("forward", "unrolled")
+    )
+    assert relative(forward, unrolled) < 1e-10
+
+
+def test_micro_batches_move_statistics_once_each_and_make_the_same_step():
+    x, y = batch()
+    states = []
+    for micro_batches in (1, 3):
+        torch.manual_seed(0)
+        maxl = MAXL(layer_norm_cnn(), PSI)
+        optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1, momentum=0.9)
+        generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
+        maxl.step(x, y, optimizer, generator_optimizer, micro_batches=micro_batches)
+        maxl.generator_step(x, y, optimizer, generator_optimizer, micro_batches=micro_batches)
+        maxl.network_step(x, y, optimizer, micro_batches=micro_batches)
+        maxl.network_step(x, y, optimizer, auxiliary=False, micro_batches=micro_batches)
+        states.append(maxl.state_dict())
+    torch.testing.assert_close(*states)
+    maxl, optimizer = trained(OPTIMIZERS["sgd"])
+    before = int(maxl.module[1].num_batches_tracked)
+    maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.1), micro_batches=3)
+    assert int(maxl.module[1].num_batches_tracked) == before + 3
+    assert int(maxl.generator.body[1].num_batches_tracked) == before + 3
+
+
+def test_clipping_is_differentiated():
+    maxl, optimizer = trained(OPTIMIZERS["nesterov"])
+    x, y = batch()
+    options = {"optimizer": optimizer, "max_grad_norm": 0.1}
+    forward = hypergradient(maxl, x, y, **options)
+    assert relative(forward, hypergradient(maxl, x, y, method="unrolled", **options)) < 1e-10
+    assert relative(forward, hypergradient(maxl, x, y, optimizer=optimizer)) > 0.1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adamax, torch.optim.ASGD])
+def test_optimizers_of_the_general_route_are_followed(kind):
+    maxl, optimizer = trained(lambda parameters: kind(parameters, lr=0.05))
+    x, y = batch()
+    forward = hypergradient(maxl, x, y, optimizer=optimizer)
+    assert relative(forward, hypergradient(maxl, x, y, optimizer=optimizer, method="unrolled")) < 1e-10
+    before = Snapshot(maxl, optimizer)
+    maxl.hypergradient(x, y, optimizer=optimizer)
+    before.assert_unchanged(maxl, optimizer)
+
+
+def test_sparse_embeddings_are_differentiated():
+    def model(sparse):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(11, 6, sparse=sparse), nn.Flatten(), nn.Tanh(), nn.Linear(24, 2)).double()
+
+    x, y = torch.randint(0, 11, (8, 4)), torch.randint(0, 2, (8,))
+    dense, sparse = MAXL(model(False), PSI), MAXL(model(True), PSI)
+    sparse.load_state_dict(dense.state_dict())
+    torch.testing.assert_close(hypergradient(sparse, x, y), hypergradient(dense, x, y))
 
 
 def test_dense_labels_have_the_same_hypergradient_both_ways():

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from maxl_l2l.inner_step import InnerStep
@@ -60,6 +60,11 @@ OPTIMIZERS |= {
     "adadelta": (Adadelta, {"lr": 0.1, "eps": EPS}),
     "adadelta-all": (Adadelta, {"lr": 0.1, "eps": EPS, "rho": 0.7, "weight_decay": 0.3, "maximize": True}),
 }
+OPTIMIZERS |= {
+    "adamax": (Adamax, {"lr": 0.1, "eps": EPS, "betas": (0.7, 0.5), "weight_decay": 0.3}),
+    "asgd": (ASGD, {"lr": 0.1, "lambd": 0.1, "t0": 1, "weight_decay": 0.3}),
+    "rprop": (Rprop, {"lr": 0.1}),
+}
 if "decoupled_weight_decay" in inspect.signature(Adam).parameters:
     OPTIMIZERS["adam-decoupled"] = (Adam, ADAM | {"weight_decay": 0.3, "decoupled_weight_decay": True})
 
@@ -112,6 +117,11 @@ def assert_all_close(found, expected, rtol=1e-12, atol=1e-14):
         torch.testing.assert_close(one.detach(), other, rtol=rtol, atol=atol)
 
 
+def slopes_of(inner, parameters, grads):
+    """The diagonal of dU/dgrad: the pull-back of ones, as all of these rules act elementwise."""
+    return inner.pull_back(parameters, grads, [torch.ones_like(parameter) for parameter in parameters])
+
+
 @each_optimizer
 @pytest.mark.parametrize("num_steps", [0, 1, 3])
 @pytest.mark.parametrize("unused", [(), (0, 3)], ids=["all", "some-unused"])
@@ -120,6 +130,8 @@ def test_look_ahead_is_where_the_optimizer_goes(name, num_steps, unused):
     grads = [None if at in unused else grad for at, grad in enumerate(random_tensors(1, parameters))]
     stepped = InnerStep(optimizer).look_ahead(parameters, grads)
     assert_all_close(stepped, real_step(parameters, optimizer, grads))
+    if name == "rprop":  # where the sign turns, it stays
+        return
     moved = [not torch.equal(one, other) for one, other in zip(stepped, parameters)]
     assert moved == [at not in unused for at in range(len(parameters))]
 
@@ -130,7 +142,7 @@ def test_slopes_are_central_differences_of_the_optimizers_step(name, num_steps):
     parameters, optimizer = after_steps(name, num_steps)
     grads = random_tensors(1, parameters)
     grads[2] = None
-    slopes = InnerStep(optimizer).slopes(parameters, grads)
+    slopes = slopes_of(InnerStep(optimizer), parameters, grads)
     # The optimizers act elementwise, so that all entries may be shifted at once.
     h = 1e-5
     above, below = (
@@ -150,7 +162,7 @@ def test_slopes_are_the_derivative_of_look_ahead(name):
     grads = [grad.requires_grad_() for grad in random_tensors(1, parameters)]
     inner = InnerStep(optimizer)
     total = sum(stepped.sum() for stepped in inner.look_ahead(parameters, grads))
-    assert_all_close(inner.slopes(parameters, grads), torch.autograd.grad(total, grads))
+    assert_all_close(slopes_of(inner, parameters, grads), torch.autograd.grad(total, grads))
 
 
 @each_optimizer
@@ -159,9 +171,9 @@ def test_slopes_are_computed_without_grad_mode_and_carry_no_graph(name):
     grads = random_tensors(1, parameters)
     inner = InnerStep(optimizer)
     with torch.no_grad():
-        slopes = inner.slopes(parameters, grads)
+        slopes = slopes_of(inner, parameters, grads)
     assert not any(slope.requires_grad for slope in slopes)
-    assert all(torch.equal(*pair) for pair in zip(slopes, inner.slopes(parameters, grads)))
+    assert all(torch.equal(*pair) for pair in zip(slopes, slopes_of(inner, parameters, grads)))
 
 
 @each_optimizer
@@ -179,7 +191,7 @@ def test_zero_gradient_gives_no_nan(name, num_steps):
     stepped = InnerStep(optimizer).look_ahead(parameters, attached)
     assert_all_close(stepped, real_step(parameters, optimizer, grads))
     derivatives = torch.autograd.grad(sum(one.sum() for one in stepped), attached)
-    for derivative, slope in zip(derivatives, InnerStep(optimizer).slopes(parameters, grads)):
+    for derivative, slope in zip(derivatives, slopes_of(InnerStep(optimizer), parameters, grads)):
         assert slope.isfinite().all()
         assert torch.equal(derivative, slope)
 
@@ -193,7 +205,7 @@ def test_slope_of_adam_at_a_dead_unit_is_that_of_momentum_over_eps(kind, amsgrad
     zero = torch.zeros_like(parameter)
     for _ in range(num_steps):
         take_step([parameter], optimizer, [zero])
-    (slope,) = InnerStep(optimizer).slopes([parameter], [zero])
+    (slope,) = slopes_of(InnerStep(optimizer), [parameter], [zero])
     expected = -0.1 * (1 - 0.7) / (1 - 0.7 ** (num_steps + 1)) / EPS
     torch.testing.assert_close(slope, torch.full_like(zero, expected), rtol=1e-12, atol=0)
 
@@ -206,7 +218,7 @@ def test_looking_ahead_changes_nothing(name, num_steps):
     held = [parameter.grad for parameter in parameters]
     inner, grads = InnerStep(optimizer), random_tensors(1, parameters)
     inner.look_ahead(parameters, grads)
-    inner.slopes(parameters, grads)
+    slopes_of(inner, parameters, grads)
     torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
     assert all(torch.equal(now, then) for now, then in zip(parameters, before))
     assert all(parameter.grad is grad for parameter, grad in zip(parameters, held))
@@ -237,7 +249,7 @@ def test_inner_step_follows_a_scheduler(name, make_scheduler):
     for _ in range(3):
         stepped = inner.look_ahead(parameters, grads)
         assert_all_close(stepped, real_step(parameters, optimizer, grads))
-        distances.append(inner.slopes(parameters, grads)[0].abs().sum().item())
+        distances.append(slopes_of(inner, parameters, grads)[0].abs().sum().item())
         take_step(parameters, optimizer, grads)
         scheduler.step()
     assert len(set(distances)) == 3
@@ -266,7 +278,7 @@ def test_parameters_keep_their_dtype_and_shape():
     optimizer = Adam(parameters, lr=0.1)
     grads = random_tensors(1, parameters)
     inner = InnerStep(optimizer)
-    for values in (inner.look_ahead(parameters, grads), inner.slopes(parameters, grads)):
+    for values in (inner.look_ahead(parameters, grads), slopes_of(inner, parameters, grads)):
         assert [(value.dtype, value.shape) for value in values] == [(p.dtype, p.shape) for p in parameters]
 
 
@@ -274,15 +286,77 @@ def test_plain_descent_subtracts_the_scaled_gradient():
     parameters = new_parameters()
     inner, grads = InnerStep.sgd(iter(parameters), lr=0.25), random_tensors(1, parameters)
     assert_all_close(inner.look_ahead(parameters, grads), [(p - 0.25 * g).detach() for p, g in zip(parameters, grads)])
-    assert all((slope == -0.25).all() for slope in inner.slopes(parameters, grads))
+    assert all((slope == -0.25).all() for slope in slopes_of(inner, parameters, grads))
 
 
-class SlowSGD(SGD):
-    """A kind of its own: what its step does is not known."""
+@pytest.mark.parametrize("max_norm", [0.5, 1e6], ids=["clipped", "within"])
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamax"])
+def test_clipping_is_part_of_the_step(name, max_norm):
+    parameters, optimizer = after_steps(name, 2)
+    grads = random_tensors(1, parameters)
+    grads[1] = None
+    inner = InnerStep(optimizer, max_grad_norm=max_norm)
+    v = random_tensors(2, parameters)
+    v[3] = None  # does not enter the meta loss
+
+    def clipped_step(grads):
+        shadows = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+        for shadow, grad in zip(shadows, grads):
+            shadow.grad = None if grad is None else grad.clone()
+        torch.nn.utils.clip_grad_norm_(shadows, max_norm)
+        return real_step(parameters, optimizer, [shadow.grad for shadow in shadows])
+
+    assert_all_close(inner.look_ahead(parameters, grads), clipped_step(grads))
+    pulled = inner.pull_back(parameters, grads, v)
+    assert pulled[1] is None
+    direction, h = random_tensors(3, parameters), 1e-6
+    above, below = (
+        clipped_step([None if g is None else g + sign * h * d for g, d in zip(grads, direction)]) for sign in (1, -1)
+    )
+    expected = sum(((up - down) * w).sum() / (2 * h) for up, down, w in zip(above, below, v) if w is not None)
+    found = sum((p * d).sum() for p, d in zip(pulled, direction) if p is not None)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Adamax, SlowSGD])
-def test_optimizer_without_a_rule_raises(kind):
-    message = r"`optimizer` must be of a kind whose step can be differentiated \(Adadelta, .*, SGD\), found "
-    with pytest.raises(TypeError, match=message + f"{kind.__name__}. Use one of these for the network"):
-        InnerStep(kind(new_parameters(), lr=0.1))
+def test_clipping_a_zero_gradient_gives_no_nan():
+    parameter = torch.ones(3, requires_grad=True)
+    inner = InnerStep(SGD([parameter], lr=0.5), max_grad_norm=1.0)
+    (pulled,) = inner.pull_back([parameter], [torch.zeros(3)], [torch.ones(3)])
+    assert pulled.isfinite().all()
+
+
+class Unfollowable(SGD):
+    """Inherits the option `differentiable`, and has a step that autograd can't follow."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad.sign())
+
+
+def test_optimizer_that_is_neither_known_nor_differentiable_raises():
+    message = r"`optimizer` must be of a kind .*: Adadelta, .*, SGD, or one with .*`differentiable`; found SparseAdam"
+    with pytest.raises(TypeError, match=message + ", which lacks it. Use one of these for the network"):
+        InnerStep(SparseAdam(new_parameters(), lr=0.1))
+
+
+def test_optimizer_whose_step_leaves_no_graph_raises():
+    parameters = new_parameters()
+    grads = random_tensors(1, parameters)
+    with pytest.raises(TypeError, match="`optimizer` must have a step .*; Unfollowable has the option"):
+        InnerStep(Unfollowable(parameters, lr=0.1)).pull_back(parameters, grads, grads)
+
+
+def test_subclass_is_followed_by_its_own_step_not_by_its_parents():
+    class Halved(SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["lr"] /= 2
+            super().step()
+
+    parameters = new_parameters()
+    optimizer, grads = Halved(parameters, lr=0.1), random_tensors(1, parameters)
+    stepped = InnerStep(optimizer).look_ahead(parameters, grads)
+    assert_all_close(stepped, [(p - 0.05 * g).detach() for p, g in zip(parameters, grads)])
+    assert optimizer.param_groups[0]["lr"] == 0.1

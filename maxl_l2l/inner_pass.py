@@ -1,0 +1,206 @@
+"""The inner pass: both networks on one micro-batch, and what is needed of it afterwards. Nothing of them is moved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .finite_difference import Distance
+from .forward_mode import Tape
+from .passes import RandomState, buffer_copies, clones, virtual_pass, within
+
+Batch = tuple[Any, Tensor]
+Grads = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The scalar losses of the two levels.
+
+    Attributes:
+        primary: ``(primary outputs, y) -> scalar``.
+        auxiliary: ``(auxiliary outputs, targets) -> scalar``, twice differentiable.
+        regularizer: ``targets -> scalar`` that joins the meta loss, already weighted; None for none.
+    """
+
+    primary: Callable[[Tensor, Tensor], Tensor]
+    auxiliary: Callable[[Tensor, Tensor], Tensor]
+    regularizer: Callable[[Tensor], Tensor] | None
+
+
+@dataclass
+class Experience:
+    """What the first steps find out about a network, so that later ones need not.
+
+    Attributes:
+        fallbacks: Methods that turned out not to work, each with the one to use instead.
+        distance: The best distance for finite differences.
+    """
+
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    distance: Distance = field(default_factory=Distance)
+
+
+class Bilevel(NamedTuple):
+    """The two networks and what each is trained for.
+
+    Attributes:
+        network: ``x -> (primary outputs, auxiliary outputs)``, parameters theta_1.
+        generator: ``(x, y) -> targets``, parameters theta_2.
+        objective: The losses.
+        check_targets: ``(targets, y) -> None``; raises if the generator's targets do not fit.
+        experience: What earlier steps found out about these networks.
+    """
+
+    network: nn.Module
+    generator: nn.Module
+    objective: Objective
+    check_targets: Callable[[Any, Tensor], None]
+    experience: Experience
+
+
+class LabelPass:
+    """The generator's pass on one micro-batch, on copies of its buffers.
+
+    Args:
+        bilevel: The networks.
+        batch: x and y of the micro-batch.
+        buffers: The generator's buffers, a copy that the pass moves.
+        devices: CUDA devices whose random state counts.
+        keep_graph: Whether the graph is kept for :meth:`grads`, rather than made anew there.
+
+    Attributes:
+        targets: The labels, apart from their graph.
+    """
+
+    def __init__(
+        self, bilevel: Bilevel, batch: Batch, buffers: dict[str, Tensor], devices: Sequence[int], keep_graph: bool
+    ) -> None:
+        self.generator, self.batch = bilevel.generator, batch
+        self.rng, self.buffers = RandomState(devices), {} if keep_graph else clones(buffers)
+        with torch.set_grad_enabled(keep_graph):
+            labels = virtual_pass(self.generator, {}, buffers, *batch)
+        bilevel.check_targets(labels, batch[1])
+        self.labels = self._attached(labels) if keep_graph else None
+        self.targets = labels.detach()
+
+    def grads(self, parameters: Sequence[Tensor], cotangent: Tensor) -> Grads:
+        """Carries a gradient with respect to the labels on to the generator's parameters; to be called once."""
+        labels, self.labels = self.labels, None
+        if labels is None:
+            with self.rng.again():
+                labels = self._attached(virtual_pass(self.generator, {}, clones(self.buffers), *self.batch))
+        return _grads(self.generator, lambda: torch.autograd.grad(labels, parameters, cotangent, allow_unused=True))
+
+    def _attached(self, labels: Tensor) -> Tensor:
+        if not labels.requires_grad and any(parameter.requires_grad for parameter in self.generator.parameters()):
+            raise ValueError(
+                "`generator` must return targets that depend on its parameters, found targets without a graph. "
+                "Compute them without detach(), no_grad() or argmax()."
+            )
+        return labels
+
+
+class NetworkPass:
+    """The network's pass on one micro-batch at theta_1, on copies of its buffers.
+
+    Args:
+        network: The multi-task network.
+        objective: The losses.
+        batch: x and y of the micro-batch.
+        targets: Its auxiliary targets; None for the primary task alone.
+        share: Its share of the whole batch, the weight of its mean losses.
+        buffers: The network's buffers, a copy that the pass moves.
+        devices: CUDA devices whose random state counts.
+        tape: What records the pass; None for nothing.
+
+    Attributes:
+        x, targets: As given.
+        outputs, auxiliary: Primary and auxiliary outputs.
+        primary_loss, auxiliary_loss: Its share of the losses of the whole batch; None without auxiliary task.
+        rng, start: The random state and the buffers that it began with.
+        tape: As given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        batch: Batch,
+        targets: Tensor | None,
+        share: float,
+        buffers: dict[str, Tensor],
+        devices: Sequence[int] = (),
+        tape: Tape | None = None,
+    ) -> None:
+        self.network, self.objective, self.share = network, objective, share
+        self.x, self.targets, self.tape = batch[0], targets, tape
+        self.rng, self.start = RandomState(devices), clones(buffers)
+        with tape or contextlib.nullcontext():
+            self.outputs, self.auxiliary = virtual_pass(network, {}, buffers, self.x)
+        self.primary_loss = objective.primary(self.outputs, batch[1]) * share
+        self.auxiliary_loss = None if targets is None else objective.auxiliary(self.auxiliary, targets) * share
+
+    def grads(self, parameters: Sequence[Tensor], scale: Tensor | float, attached: bool = False) -> Grads:
+        """The gradient of its share of L1, times scale; None for a parameter that the loss does not depend on.
+
+        Outputs and losses lose their graph, unless the gradient is to be attached to it.
+        """
+        loss = self.primary_loss if self.auxiliary_loss is None else self.primary_loss + self.auxiliary_loss
+        loss = loss * scale
+        found = _grads(
+            self.network,
+            lambda: torch.autograd.grad(loss, parameters, create_graph=attached, allow_unused=True),
+        )
+        if not attached:
+            self.outputs, self.auxiliary = self.outputs.detach(), self.auxiliary.detach()
+            self.primary_loss = self.primary_loss.detach()
+            self.auxiliary_loss = None if self.auxiliary_loss is None else self.auxiliary_loss.detach()
+        return found
+
+    def label_grad(self, tangent: Tensor) -> Tensor:
+        """``d/dt <dL1/do (o, t), o'>`` at the labels t; only the loss function is differentiated twice.
+
+        Args:
+            tangent: o', of the shape of the auxiliary outputs o.
+        """
+        assert self.targets is not None
+        auxiliary, labels = self.auxiliary.detach().requires_grad_(), self.targets.detach().requires_grad_()
+        loss = self.objective.auxiliary(auxiliary, labels) * self.share
+        (grad,) = torch.autograd.grad(loss, auxiliary, create_graph=True)
+        (found,) = torch.autograd.grad((grad * tangent).sum(), labels)
+        return found
+
+
+def added(totals: Grads, parts: Grads) -> Grads:
+    """Adds two lists of gradients, entry by entry; None stands for zero, and an empty list for zeros."""
+    if not totals:
+        return parts
+    return [one if other is None else other if one is None else one + other for one, other in zip(totals, parts)]
+
+
+def summary(passes: Sequence[NetworkPass]) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """The losses, primary outputs and targets of the whole batch, without a graph."""
+    auxiliary = [one.auxiliary_loss.detach() for one in passes if one.auxiliary_loss is not None]
+    targets = [one.targets.detach() for one in passes if one.targets is not None]
+    return (
+        torch.stack([one.primary_loss.detach() for one in passes]).sum(),
+        torch.stack(auxiliary).sum() if auxiliary else None,
+        torch.cat([one.outputs.detach() for one in passes]),
+        torch.cat(targets) if targets else None,
+    )
+
+
+def dense(grads: Sequence[Tensor | None]) -> Grads:
+    """Returns gradients, those of embeddings with ``sparse=True`` too, as dense tensors."""
+    return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in grads]
+
+
+def _grads(module: nn.Module, function: Callable[[], Sequence[Tensor | None]]) -> Grads:
+    """Runs a backward pass where a module that recomputes activations meets its own parameters, and spare buffers."""
+    return dense(within(module, {}, buffer_copies(module), function))
