@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,17 @@ BILINEAR = {
 """Functions ``(input, weight, bias=None, ...)`` that are linear in each of input and weight."""
 
 
+def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch that modes see as one, in a form in which they see the functions that it calls."""
+    assert isinstance(func, types.FunctionType)
+    names = {**func.__globals__, "has_torch_function": lambda tensors: False}
+    return types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+
+
+OPENED = {F.multi_head_attention_forward: _opened(F.multi_head_attention_forward)}
+"""Functions made of linear layers."""
+
+
 class Tape(TorchFunctionMode):
     """Keeps the results of convolutions and linear layers while it is active, for a pass that meets them again.
 
@@ -40,8 +52,11 @@ class Tape(TorchFunctionMode):
         self.kept: list[tuple[Callable[..., Tensor], Tensor, int]] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if func in BILINEAR:
             self.kept.append((func, result.detach(), result._version))
@@ -130,13 +145,16 @@ class _Duals(TorchFunctionMode):
         self.kept = tape.played()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
         if func in BILINEAR:
             return self._bilinear(func, *args, **kwargs)
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
+        if func in NORMALIZATIONS:
+            return NORMALIZATIONS[func](*args, **kwargs)
         return func(*args, **kwargs)
 
     def _bilinear(
@@ -155,6 +173,8 @@ class _Duals(TorchFunctionMode):
             value = func(x, w, b, *args, **kwargs)
         if dw is None and db is not None:
             dw = torch.zeros_like(w)
+        if func is F.linear:  # one matrix product rather than one for each entry of a transposed batch
+            func = _flat_linear
         tangent = None if dw is None else func(x, dw, db, *args, **kwargs)
         if dx is not None:
             along_input = func(dx, w, None, *args, **kwargs)
@@ -165,6 +185,10 @@ class _Duals(TorchFunctionMode):
         """The result of the same call in the earlier pass, unless something has since been written over it."""
         kept_func, value, version = next(self.kept, (None, None, 0))
         return value if value is not None and kept_func is func and value._version == version else None
+
+
+def _flat_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(input.reshape(-1, input.shape[-1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
 
 
 def _batch_norm(
@@ -197,6 +221,40 @@ def _batch_norm(
         tangent.add_(shift.view(shape))
     dual: Tensor = forward_ad.make_dual(value, tangent)
     return dual
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer normalisation by its two fused kernels; without its weight, its Jacobian is symmetric as well."""
+    (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
+    if dx is None or any(one is not None and one.dtype != x.dtype for one in (w, b)):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    shape = list(normalized_shape)
+    standard, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    tangent: Tensor = torch.ops.aten.native_layer_norm_backward(
+        dx, x, shape, mean, rstd, None, None, [True, False, False]
+    )[0]
+    value = standard
+    if w is not None:
+        value = standard * w if b is None else torch.addcmul(b, standard, w)
+        tangent.mul_(w)
+    if dw is not None:
+        tangent.addcmul_(standard, dw)
+    if db is not None:
+        tangent.add_(db)
+    dual: Tensor = forward_ad.make_dual(value, tangent)
+    return dual
+
+
+NORMALIZATIONS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+}
 
 
 def _parts(tensor: Tensor | None) -> tuple[Any, Any]:
