@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -172,6 +173,7 @@ class AuxiliaryLabelGenerator(Learner):
         epsilon: float | None = None,
         micro_batches: int = 1,
         max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> StepResult:
         """Adds the gradient of the meta loss after one inner step to the ``.grad`` of the generator's parameters.
 
@@ -193,6 +195,7 @@ class AuxiliaryLabelGenerator(Learner):
             micro_batches: Parts that the batches are split into, to save memory; the result is that of the whole batch
                 but for layers that mix samples, as BatchNorm does. The labels are computed twice if there are several.
             max_grad_norm: Norm that the gradient of the inner step is clipped to, and differentiated through.
+            scaler: A ``torch.amp.GradScaler`` whose scale keeps small gradients under float16; read alone.
 
         Returns:
             The losses (nats, means over the batch), the primary outputs and the targets, without a graph; and, with
@@ -210,8 +213,9 @@ class AuxiliaryLabelGenerator(Learner):
         """
         meta_batch = self._checked_batches(x, y, meta_batch)
         options = self._options(method, epsilon, micro_batches, measure=True)
-        inner = self._inner_step(optimizer, self._updates(max_grad_norm).max_grad_norm)
-        return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options)
+        updates = self._updates(max_grad_norm, scaler)
+        inner = self._inner_step(optimizer, max_grad_norm)
+        return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options, updates)
 
     def step(
         self,
@@ -377,6 +381,13 @@ class AuxiliaryLabelGenerator(Learner):
             check_number(max_grad_norm, "max_grad_norm", "Leave it out for no clipping.", positive=True)
         if scaler is not None:
             check_kind(scaler, GradScaler, "scaler", "Make it with torch.amp.GradScaler().")
+        elif _in_float16(self.network):
+            warnings.warn(
+                "`scaler` is None under float16 autocast: small gradients become 0 and large ones infinite. "
+                "Pass scaler=torch.amp.GradScaler(), or use bfloat16.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return Updates(max_grad_norm, scaler)
 
     def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None) -> Batch:
@@ -399,6 +410,12 @@ class AuxiliaryLabelGenerator(Learner):
 
     def _check_generator_optimizer(self, optimizer: Any) -> None:
         check_optimizer(optimizer, "generator_optimizer", self.generator, "generator", self.network)
+
+
+def _in_float16(module: nn.Module) -> bool:
+    """Whether a module's operations would be cast to float16 here."""
+    device = next(module.parameters()).device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 class _Mean:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from .errors import UnsupportedOperatorError
 from .passes import RandomState, clones, norm, virtual_pass
@@ -114,11 +115,11 @@ def _tangent(
     _load_forward_mode_rules()
     parameters = dict(network.named_parameters())
     scale = _scale(parameters, direction)
-    with torch.no_grad(), rng.again(), forward_ad.dual_level(), _Duals(tape):
-        duals = {
-            name: forward_ad.make_dual(parameters[name].detach(), part if scale is None else part * scale.to(part))
-            for name, part in direction.items()
-        }
+    # With gradients enabled, so that a no_grad of the network's own can be told; nothing here requires one.
+    with torch.enable_grad(), rng.again(), forward_ad.dual_level(), _Duals(tape):
+        duals = {name: parameter.detach() for name, parameter in parameters.items()}
+        for name, part in direction.items():
+            duals[name] = forward_ad.make_dual(duals[name], part if scale is None else part * scale.to(part))
         try:
             _, auxiliary = virtual_pass(network, duals, clones(buffers), x)
         except NotImplementedError as error:
@@ -148,13 +149,17 @@ class _Duals(TorchFunctionMode):
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            # PyTorch's forward mode takes no notice of no_grad: what backward holds constant must stand still here too.
+            args, kwargs = tree_map_only(Tensor, _value, (args, kwargs))
+            return func(*args, **kwargs)
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
         if func in BILINEAR:
             return self._bilinear(func, *args, **kwargs)
-        if func in NORMALIZATIONS:
-            return NORMALIZATIONS[func](*args, **kwargs)
+        if func in OWN_RULES:
+            return OWN_RULES[func](*args, **kwargs)
         return func(*args, **kwargs)
 
     def _bilinear(
@@ -251,10 +256,21 @@ def _layer_norm(
     return dual
 
 
-NORMALIZATIONS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Weight normalisation, whose fused kernel has no rule, by what it is made of."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+OWN_RULES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
+    torch._weight_norm: _weight_norm,
 }
+
+
+def _value(tensor: Tensor) -> Tensor:
+    value: Tensor = forward_ad.unpack_dual(tensor).primal
+    return value
 
 
 def _parts(tensor: Tensor | None) -> tuple[Any, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -39,10 +41,20 @@ def within(
     # its buffers, twice, and then fails to put the original back.
     places = {f"module.{place}": names[id(tensor)] for place, tensor in _places(module) if id(tensor) in names}
     state = {place: given[name] for place, name in places.items()}
-    result: ResultType = functional_call(_Caller(module), state, (function,), tie_weights=False)
+    with _eagerly():
+        result: ResultType = functional_call(_Caller(module), state, (function,), tie_weights=False)
     # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
     buffers.update((name, state[place]) for place, name in places.items() if name in buffers)
     return result
+
+
+def _eagerly() -> AbstractContextManager[object]:
+    """Runs what the user has compiled without its compiled code, which knows neither other parameters nor hooks, draws
+    other dropout masks, and can't be differentiated forwards or twice."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+        return contextlib.nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class _Caller(nn.Module):

@@ -17,7 +17,7 @@ from .updates import Updates
 
 
 def add_hypergradient(
-    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options, updates: Updates
 ) -> StepResult:
     """Adds the hypergradient to the ``.grad`` of the generator's parameters and changes nothing else.
 
@@ -27,12 +27,14 @@ def add_hypergradient(
         meta_batch: x and y of the meta loss.
         inner: The rule U; it must hold all trainable parameters of the network.
         options: How it is computed.
+        updates: What is done to gradients.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
     """
+    scale = updates.loss_scale(bilevel.network)
     with torch.random.fork_rng(cuda_devices(bilevel.network)):
-        derivatives = differentiate(bilevel, batch, meta_batch, inner, options)
+        derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     derivatives.check_finite()
     for parameter, grad in derivatives.generator_grads.items():
         parameter.grad = grad if parameter.grad is None else parameter.grad + grad

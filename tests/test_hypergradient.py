@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError
 
@@ -382,18 +382,44 @@ def count_warnings(caught):
 
 
 def test_operator_without_a_forward_mode_rule_falls_back_once_on_the_double_backward_pass():
-    # In training, spectral norm normalises with out=, which forward mode does not know.
+    class Written(nn.Module):
+        def forward(self, x):
+            return torch.mul(x, 2.0, out=torch.empty(0, dtype=x.dtype)) if not x.requires_grad else 2 * x
+
     torch.manual_seed(0)
-    model = nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)).double()
+    model = nn.Sequential(nn.Linear(8, 16), Written(), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)).double()
     maxl = MAXL(model, PSI)
     x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
     expected = hypergradient(maxl, x, y, method="unrolled")
     with pytest.warns(RuntimeWarning) as caught:
         found = [hypergradient(maxl, x, y) for _ in range(3)]
     assert len(count_warnings(caught)) == 1
-    assert "div_out" in count_warnings(caught)[0]
+    assert "mul_out" in count_warnings(caught)[0]
     assert "double backward pass" in count_warnings(caught)[0]
     assert all(torch.equal(one, expected) for one in found)
+
+
+class Scaled(nn.Module):
+    """Divides by what backward holds constant: forward-mode AD of PyTorch takes no notice of no_grad."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            size = x.square().mean(dim=0).sqrt()
+            size = size * 1.5
+        return x / size - x.detach() / 3
+
+
+@pytest.mark.parametrize(
+    "layer", [Scaled, lambda: spectral_norm(nn.Linear(16, 16)), lambda: weight_norm(nn.Linear(16, 16))]
+)
+def test_what_backward_holds_constant_stands_still(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), layer(), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)).double()
+    maxl = MAXL(model, PSI, entropy_weight=0.0)
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    expected = hypergradient(maxl, x, y, method="unrolled")
+    assert expected.norm() > 0
+    assert relative(hypergradient(maxl, x, y), expected) < 1e-10
 
 
 def test_operator_without_any_second_order_rule_falls_back_once_on_finite_differences():
