@@ -58,3 +58,16 @@ def cycle(loader: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError("`meta_loader` must yield at least one batch, found none. Check the dataset behind it.")
+
+
+def with_next(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Pairs each batch of a loader with the one after it, and the last with the first."""
+    first = previous = None
+    for batch in loader:
+        if previous is None:
+            first = batch
+        else:
+            yield previous, batch
+        previous = batch
+    if previous is not None:
+        yield previous, first

@@ -36,8 +36,8 @@ class Measured(NamedTuple):
     Attributes:
         relative: Its distance, as a part of the norm of theta_1.
         slope: The derivative it gives.
-        error: How far apart the slopes on the two sides are, relative to it: about the error of either of them, rounding
-            included, and more than that of their mean if the network is smooth.
+        error: How far apart the slopes on the two sides are, relative to it: about the error of either of them,
+            rounding included, and more than that of their mean if the network is smooth.
     """
 
     relative: float

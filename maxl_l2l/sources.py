@@ -42,13 +42,16 @@ class LabelSource(ABC):
         return dataset
 
     @abstractmethod
-    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+    def network_step(
+        self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer, **options: Any
+    ) -> StepResult:
         """Trains the network on one batch.
 
         Args:
             maxl: The learner.
             batch: ``(x, y)``, or ``(x, y, label)`` from a labelled dataset.
             optimizer: Holds the network's parameters.
+            options: Of :meth:`AuxiliaryLabelGenerator.step`: micro_batches, max_grad_norm and scaler, if given.
         """
 
     def generator_step(
@@ -58,6 +61,7 @@ class LabelSource(ABC):
         optimizer: Optimizer,
         generator_optimizer: Optimizer,
         meta_batch: Batch | None = None,
+        **options: Any,
     ) -> StepResult:
         """Trains the generator on one batch; called only if :attr:`trains_generator`."""
         raise NotImplementedError(f"{type(self).__name__} has no generator to train.")
@@ -69,17 +73,20 @@ class LabelSource(ABC):
         optimizer: Optimizer,
         generator_optimizer: Optimizer,
         meta_batch: Batch | None = None,
+        **options: Any,
     ) -> StepResult:
         """Trains the network, and the generator if there is one to train, on one batch."""
-        return self.network_step(maxl, batch, optimizer)
+        return self.network_step(maxl, batch, optimizer, **options)
 
 
 class SingleTask(LabelSource):
     """No auxiliary labels: the primary task alone, the baseline."""
 
-    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+    def network_step(
+        self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer, **options: Any
+    ) -> StepResult:
         x, y = batch[:2]
-        return maxl.network_step(x, y, optimizer, auxiliary=False)
+        return maxl.network_step(x, y, optimizer, auxiliary=False, **options)
 
 
 class GeneratedLabels(LabelSource):
@@ -94,9 +101,11 @@ class GeneratedLabels(LabelSource):
     def __init__(self, method: str = "forward") -> None:
         self.method = method
 
-    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+    def network_step(
+        self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer, **options: Any
+    ) -> StepResult:
         x, y = batch[:2]
-        return maxl.network_step(x, y, optimizer)
+        return maxl.network_step(x, y, optimizer, **options)
 
     def generator_step(
         self,
@@ -105,9 +114,12 @@ class GeneratedLabels(LabelSource):
         optimizer: Optimizer,
         generator_optimizer: Optimizer,
         meta_batch: Batch | None = None,
+        **options: Any,
     ) -> StepResult:
         x, y = batch[:2]
-        return maxl.generator_step(x, y, optimizer, generator_optimizer, meta_batch=meta_batch, method=self.method)
+        return maxl.generator_step(
+            x, y, optimizer, generator_optimizer, meta_batch=meta_batch, method=self.method, **options
+        )
 
     def step(
         self,
@@ -116,9 +128,10 @@ class GeneratedLabels(LabelSource):
         optimizer: Optimizer,
         generator_optimizer: Optimizer,
         meta_batch: Batch | None = None,
+        **options: Any,
     ) -> StepResult:
         x, y = batch[:2]
-        return maxl.step(x, y, optimizer, generator_optimizer, meta_batch=meta_batch, method=self.method)
+        return maxl.step(x, y, optimizer, generator_optimizer, meta_batch=meta_batch, method=self.method, **options)
 
 
 class EntropyLabels(GeneratedLabels):
@@ -167,14 +180,16 @@ class FixedLabels(LabelSource):
         hierarchy.check_auxiliary(labels, y)
         return LabelledDataset(dataset, labels)
 
-    def network_step(self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer) -> StepResult:
+    def network_step(
+        self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer, **options: Any
+    ) -> StepResult:
         if len(batch) != 3:
             raise ValueError(
                 f"`loader` must yield (x, y, label) for {type(self).__name__}, found {len(batch)} elements. "
                 "Make it from source.label(dataset, psi)."
             )
         x, y, labels = batch
-        return maxl.network_step(x, y, optimizer, targets=labels)
+        return maxl.network_step(x, y, optimizer, targets=labels, **options)
 
 
 class RandomLabels(FixedLabels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
-from .batches import check_loader, cycle, length, moved
+from .batches import check_loader, cycle, length, moved, with_next
 from .checkpoints import Checkpoint
 from .checks import check_choice, check_count, check_kind
 from .errors import NonFiniteError
@@ -27,6 +28,7 @@ from .progress import Bar, progress_wanted
 from .sources import GeneratedLabels, LabelSource
 
 SCHEDULES = ("batch", "epoch")
+NEXT = "next"
 
 
 def fit(
@@ -39,8 +41,12 @@ def fit(
     schedulers: Sequence[LRScheduler] = (),
     source: LabelSource | None = None,
     schedule: str = "batch",
-    meta_loader: Iterable[Any] | None = None,
+    meta_loader: Iterable[Any] | str | None = None,
+    meta_every: int = 1,
     test_loader: Iterable[Any] | None = None,
+    micro_batches: int = 1,
+    max_grad_norm: float | None = None,
+    scaler: GradScaler | None = None,
     seed: int | None = None,
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
@@ -59,9 +65,14 @@ def fit(
         source: Where the auxiliary labels come from; :class:`~maxl_l2l.sources.GeneratedLabels` if None.
         schedule: ``"batch"``, one fused step of both networks a batch; ``"epoch"``, the paper's: an epoch of network
             steps, then an epoch of generator steps.
-        meta_loader: Batches ``(x, y)`` of the meta loss, begun anew with each epoch and cycled through; the training
-            batch itself if None.
+        meta_loader: Batches ``(x, y)`` of the meta loss, held-out ones say, begun anew with each epoch and cycled
+            through; ``"next"`` for the training batch after this one (the first after the last); the training batch
+            itself if None.
+        meta_every: Train the generator on every how many-th batch only, from the first of each epoch on.
         test_loader: Batches ``(x, y)`` to evaluate on after each epoch.
+        micro_batches: As in :meth:`AuxiliaryLabelGenerator.step`; so are max_grad_norm and scaler.
+        max_grad_norm: See above.
+        scaler: See above; its state is part of the checkpoint.
         seed: Seeds torch's random numbers for the run and restores them after it; left alone if None.
         progress: Whether to show a progress bar, which needs tqdm; if it is installed if None.
         checkpoint: A file to save the run to after each epoch, replaced as a whole.
@@ -72,7 +83,8 @@ def fit(
         The history. Each epoch records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``, ``regularizer``
         (means over samples, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary classes that
         were the most probable label of at least one sample) where they apply, ``test_loss`` and ``test_accuracy`` with
-        a test_loader, ``lr`` and ``seconds``.
+        a test_loader, ``lr`` and ``seconds``; with a scaler
+        also ``skipped``, the steps whose gradient overflowed.
 
     Raises:
         TypeError, ValueError: An argument does not fit.
@@ -91,11 +103,13 @@ def fit(
     """
     check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
     check_count(epochs, "epochs", "Say how often to go through loader.")
+    check_count(meta_every, "meta_every", "Use 1 to train the generator on every batch.")
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
     if source is not None:
         check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
     for name, data in (("loader", loader), ("meta_loader", meta_loader), ("test_loader", test_loader)):
-        check_loader(data, name, required=name == "loader")
+        if not (name == "meta_loader" and data == NEXT):
+            check_loader(data, name, required=name == "loader")
     if resume and checkpoint is None:
         raise ValueError("`resume` needs `checkpoint`, found None. Name the file to go on from.")
     wanted = progress_wanted(progress)
@@ -109,6 +123,8 @@ def fit(
         _checked_schedulers(schedulers),
         source or GeneratedLabels(),
         schedule,
+        meta_every,
+        _given(micro_batches=None if micro_batches == 1 else micro_batches, max_grad_norm=max_grad_norm, scaler=scaler),
         None if checkpoint is None else Path(checkpoint),
         History(),
     )
@@ -163,13 +179,15 @@ class _Run:
 
     maxl: AuxiliaryLabelGenerator
     loader: Iterable[Any]
-    meta_loader: Iterable[Any] | None
+    meta_loader: Iterable[Any] | str | None
     test_loader: Iterable[Any] | None
     optimizer: Optimizer
     generator_optimizer: Optimizer
     schedulers: list[LRScheduler]
     source: LabelSource
     schedule: str
+    meta_every: int
+    options: dict[str, Any]
     checkpoint: Path | None
     history: History
     steps: int = 0
@@ -193,12 +211,15 @@ class _Run:
 
     def epoch(self, bar: Bar) -> dict[str, Any]:
         started, first_step = time.perf_counter(), self.steps
-        means, usage = Means(), Usage()
+        means, usage, skipped = Means(), Usage(), 0
         stages = self.stages()
         for number, step in enumerate(stages):
-            for batch, meta_batch in self.batches(with_meta=number == len(stages) - 1):
-                result = step(batch, meta_batch)
+            for index, (batch, meta_batch) in enumerate(self.batches(with_meta=number == len(stages) - 1)):
+                result = step(batch, meta_batch, index % self.meta_every == 0)
+                if result is None:
+                    continue
                 self.steps += 1
+                skipped += result.skipped
                 if number == 0:
                     self.measure_network(result, batch[1], means, usage)
                 means.add("meta_loss", result.meta_loss, len(batch[1]))
@@ -211,6 +232,8 @@ class _Run:
             )
         record = {"epoch": len(self.history) + 1, **means.values(), **usage.values()}
         record["lr"] = self.optimizer.param_groups[0]["lr"]
+        if "scaler" in self.options:
+            record["skipped"] = skipped
         for scheduler in self.schedulers:
             scheduler.step()
         if self.test_loader is not None:
@@ -218,21 +241,38 @@ class _Run:
             record |= {f"test_{name}": value for name, value in found.items()}
         return record | {"seconds": round(time.perf_counter() - started, 3)}
 
-    def stages(self) -> list[Any]:
-        """What is done with each batch: in one pass over the data, or in two."""
-        networks, generators = self.optimizer, self.generator_optimizer
+    def stages(self) -> list[Callable[[Any, Any, bool], StepResult | None]]:
+        """What is done with each batch, its meta batch, and whether it is the generator's turn; in one pass or two."""
+        source, maxl, networks, generators = self.source, self.maxl, self.optimizer, self.generator_optimizer
+
+        def train_network(batch: Any, meta_batch: Any = None, turn: bool = False) -> StepResult:
+            return source.network_step(maxl, batch, networks, **self.options)
+
+        def train_generator(batch: Any, meta_batch: Any, turn: bool) -> StepResult | None:
+            if not turn:
+                return None
+            return source.generator_step(maxl, batch, networks, generators, meta_batch, **self.options)
+
+        def train_both(batch: Any, meta_batch: Any, turn: bool) -> StepResult:
+            if not turn:
+                return train_network(batch)
+            return source.step(maxl, batch, networks, generators, meta_batch, **self.options)
+
         if self.schedule == "batch":
-            return [lambda batch, meta: self.source.step(self.maxl, batch, networks, generators, meta)]
-        stages: list[Any] = [lambda batch, meta: self.source.network_step(self.maxl, batch, networks)]
-        if self.source.trains_generator:
-            stages.append(lambda batch, meta: self.source.generator_step(self.maxl, batch, networks, generators, meta))
-        return stages
+            return [train_both]
+        return [train_network, train_generator] if source.trains_generator else [train_network]
 
     def batches(self, with_meta: bool) -> Iterator[tuple[Any, Any]]:
         device = _device(self.maxl)
-        meta = cycle(self.meta_loader) if with_meta and self.meta_loader is not None else None
-        for batch in self.loader:
-            yield moved(batch, device), None if meta is None else moved(next(meta), device)[:2]
+        if not with_meta or self.meta_loader is None:
+            pairs: Iterable[tuple[Any, Any]] = ((batch, None) for batch in self.loader)
+        elif self.meta_loader == NEXT:
+            pairs = with_next(self.loader)
+        else:
+            assert not isinstance(self.meta_loader, str)
+            pairs = zip(self.loader, cycle(self.meta_loader))
+        for batch, meta_batch in pairs:
+            yield moved(batch, device), None if meta_batch is None else moved(meta_batch, device)[:2]
 
     @staticmethod
     def measure_network(result: StepResult, y: Tensor, means: Means, usage: Usage) -> None:
@@ -262,6 +302,7 @@ class _Run:
             "lr": self.optimizer.param_groups[0]["lr"],
             "generator_optimizer": type(self.generator_optimizer).__name__,
             "generator_lr": self.generator_optimizer.param_groups[0]["lr"],
+            "meta_every": self.meta_every,
             "torch": str(torch.__version__),
         }
 
@@ -278,6 +319,7 @@ class _Run:
                 "maxl": self.maxl,
                 "optimizer": self.optimizer,
                 "generator_optimizer": self.generator_optimizer,
+                **{name: self.options[name] for name in ("scaler",) if name in self.options},
                 **{f"scheduler {number}": scheduler for number, scheduler in enumerate(self.schedulers)},
             },
             [getattr(loader, "generator", None) for loader in (self.loader, self.meta_loader)],
@@ -291,6 +333,11 @@ def _checked_schedulers(schedulers: Any) -> list[LRScheduler]:
             f"`schedulers` must be a list, found {type(schedulers).__name__}. Write schedulers=[scheduler]."
         )
     return list(schedulers)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options of a step that are not left at their defaults, so that a source need not know them."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _device(maxl: AuxiliaryLabelGenerator) -> torch.device:

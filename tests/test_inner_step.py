@@ -344,7 +344,7 @@ def test_optimizer_that_is_neither_known_nor_differentiable_raises():
 def test_optimizer_whose_step_leaves_no_graph_raises():
     parameters = new_parameters()
     grads = random_tensors(1, parameters)
-    with pytest.raises(TypeError, match="`optimizer` must have a step .*; Unfollowable has the option"):
+    with pytest.raises(TypeError, match=r"`optimizer` must have a step .*; Unfollowable has the option"):
         InnerStep(Unfollowable(parameters, lr=0.1)).pull_back(parameters, grads, grads)
 
 

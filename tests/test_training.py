@@ -387,3 +387,77 @@ def test_missing_tqdm_names_the_extra_only_if_a_bar_is_asked_for():
     assert done.stdout == "1\n"
     assert "progress=True needs tqdm" in done.stderr
     assert "pip install 'maxl_l2l[progress]'" in done.stderr
+
+
+def test_generator_learns_on_every_nth_batch():
+    maxl, twin = learner(), learner()
+    made, its = optimizers(maxl), optimizers(twin)
+    ordered = DataLoader(data(50), batch_size=10)
+    history = fit(maxl, ordered, 1, **made, meta_every=2, seed=0, progress=False)
+    torch.manual_seed(0)
+    meta_losses = []
+    for index, (x, y) in enumerate(ordered):
+        if index % 2 == 0:
+            meta_losses.append(twin.step(x, y, its["optimizer"], its["generator_optimizer"]).meta_loss.item())
+        else:
+            twin.network_step(x, y, its["optimizer"])
+    torch.testing.assert_close(maxl.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    assert history.epochs[0]["meta_loss"] == pytest.approx(sum(meta_losses) / 3)
+    assert history.settings["meta_every"] == 2
+
+
+def test_generator_stage_of_the_epoch_schedule_takes_every_nth_batch():
+    maxl, steps = learner(), []
+    maxl.generator_step = lambda *args, **kwargs: steps.append(1) or MAXL.generator_step(maxl, *args, **kwargs)
+    fit(maxl, loader(50), 2, **optimizers(maxl), schedule="epoch", meta_every=2, seed=0, progress=False)
+    assert len(steps) == 2 * 3
+
+
+def test_meta_batch_can_be_the_next_one():
+    maxl, twin = learner(), learner()
+    made, its = optimizers(maxl), optimizers(twin)
+    ordered = DataLoader(data(30), batch_size=10)
+    fit(maxl, ordered, 1, **made, meta_loader="next", seed=0, progress=False)
+    torch.manual_seed(0)
+    batches = list(ordered)
+    for (x, y), meta_batch in zip(batches, [*batches[1:], batches[0]]):
+        twin.step(x, y, its["optimizer"], its["generator_optimizer"], meta_batch=tuple(meta_batch))
+    torch.testing.assert_close(maxl.state_dict(), twin.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["batch", "epoch"])
+def test_options_of_the_step_reach_it_and_the_scaler_is_saved(schedule, tmp_path):
+    states = []
+    for stop in (2, 4):
+        maxl = learner()
+        made = optimizers(maxl)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=3)
+        options = {"micro_batches": 2, "max_grad_norm": 1, "scaler": scaler, "schedule": schedule, "seed": 0}
+        options |= {"checkpoint": tmp_path / f"{stop}.pt", "progress": False}
+        history = fit(maxl, loader(), stop, **made, **options)
+        if stop == 2:
+            maxl = learner()
+            made = optimizers(maxl)
+            options["scaler"] = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=3)
+            history = fit(maxl, loader(), 4, **made, **options, resume=True)
+        states.append((maxl.state_dict(), scaler.state_dict()))
+        assert history.epochs[-1]["skipped"] == 0
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert states[0][1]["scale"] > 2.0**4
+    plain = learner()
+    fit(plain, loader(), 4, **optimizers(plain), schedule=schedule, seed=0, progress=False)
+    assert any(not torch.equal(one, plain.state_dict()[key]) for key, one in states[0][0].items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"meta_every": 0}, ValueError, "`meta_every` must be at least 1, found 0"),
+        ({"meta_every": 1.5}, TypeError, "`meta_every` must be an integer, found 1.5"),
+        ({"micro_batches": 0}, ValueError, "`micro_batches` must be at least 1, found 0"),
+        ({"meta_loader": 3}, TypeError, "`meta_loader` must yield batches"),
+    ],
+)
+def test_bad_options_of_fit_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        fit(learner(), loader(), 1, progress=False, **options)
