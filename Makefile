@@ -4,16 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 EMPTY := build/empty
 
+BENCH ?= --growth
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint package clean
+.PHONY: help demo bench test lint package clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp ## Train on real digit images with six label sources: a table, JSON and a figure
 	$(BIN)/python examples/digits.py
+
+bench: $(VENV)/bench.stamp ## Measure one iteration beside other ways to write it; BENCH=--quick takes two minutes
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 test: lint ## Run the linters, the type checker and the tests with branch coverage
 	$(BIN)/python -m pytest --cov
@@ -51,13 +56,13 @@ $(VENV)/demo.stamp: setup.py $(VENV)/venv.stamp
 # learn2learn 0.2.0 ships C files that Python >= 3.11 cannot compile, so it is built anew with cython and an old
 # setuptools. It and qpth go in without their dependencies: what they import is named here, and left out are gsutil
 # (forty packages, never imported) and numpy < 2 (no wheel for Python >= 3.13, not needed for what is tested here).
-$(VENV)/test.stamp: setup.py $(VENV)/venv.stamp
-	@echo 'Installing torch, torchvision and what the tests need into $(VENV): some minutes, once'
+$(VENV)/bench.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.stamp
+	@echo 'Installing torch, torchvision and what make $* needs into $(VENV): some minutes, once'
 	$(BIN)/python -m pip install -q --upgrade torch torchvision
-	$(BIN)/python -m pip install -q -e '.[test]' cython 'setuptools<81' wheel cvxpy gym requests scipy
+	$(BIN)/python -m pip install -q -e '.[$*]' cython 'setuptools<81' wheel cvxpy gym requests scipy
 	$(BIN)/python -m pip install -q --no-deps --use-pep517 --no-build-isolation \
 		--config-settings '--global-option=build_ext' learn2learn==0.2.0 qpth
-	@touch $(VENV)/demo.stamp $@
+	@touch $@ $(if $(filter test,$*),$(VENV)/demo.stamp $(VENV)/bench.stamp)
 
 $(VENV)/build.stamp: $(VENV)/venv.stamp
 	$(BIN)/python -m pip install -q build

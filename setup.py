@@ -12,7 +12,9 @@ PROGRESS = ["tqdm>=4.60"]
 KMEANS = ["scikit-learn>=1.2"]
 VISION = ["torchvision>=0.19"]
 HIGHER = ["higher>=0.2.1"]
-DEMO = [*KMEANS, *PROGRESS, "matplotlib>=3.6"]
+TORCHOPT = ["torchopt>=0.7"]
+PLOTS = ["matplotlib>=3.6"]
+DEMO = [*KMEANS, *PROGRESS, *PLOTS]
 
 setup(
     name="maxl_l2l",
@@ -35,11 +37,15 @@ setup(
         "progress": PROGRESS,
         "kmeans": KMEANS,
         "demo": DEMO,
-        # All that the tests need but learn2learn.
+        # All that the benchmarks and the tests need but learn2learn.
+        "bench": [*PROGRESS, *VISION, *HIGHER, *TORCHOPT, *PLOTS],
         "test": [
             *DEMO,
             *VISION,
             *HIGHER,
+            *TORCHOPT,
+            "timm>=1.0",
+            "transformers>=5",
             "pytest>=8",
             "pytest-cov>=5",
             "mypy>=1.11",

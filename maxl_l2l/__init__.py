@@ -16,6 +16,7 @@ from .history import History
 from .hypergradient import StepResult
 from .losses import entropy_loss, focal_loss, masked_softmax
 from .maxl import MAXL
+from .model_check import ModelCheck, check_model
 from .networks import LabelGenerator, MultiTaskNetwork
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
 from .training import evaluate, fit
@@ -34,6 +35,8 @@ __all__ = [
     "History",
     "StepResult",
     "NonFiniteError",
+    "check_model",
+    "ModelCheck",
     "LabelSource",
     "SingleTask",
     "RandomLabels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -23,8 +24,9 @@ from .checks import (
     check_optimizer,
     check_rows,
 )
+from .compiled_pass import CompiledPass, compile_options
 from .hypergradient import METHODS, Options, StepResult
-from .inner_pass import Batch, Bilevel, Experience, Objective
+from .inner_pass import Batch, Bilevel, Experience, Objective, Pass, plain_pass
 from .inner_step import InnerStep
 from .learner import Learner
 from .losses import at_least_float32
@@ -110,6 +112,7 @@ class AuxiliaryLabelGenerator(Learner):
             _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
         )
         self._experience = Experience()
+        self._passes: tuple[Pass, Pass] | None = None
 
     def loss(
         self,
@@ -313,7 +316,7 @@ class AuxiliaryLabelGenerator(Learner):
             self.check_targets(targets, y)
         else:
             self._check_given(targets, y)
-        return network_step(self.network, self.objective, (x, y), targets, optimizer, updates, options.micro_batches)
+        return network_step(self._bilevel(), (x, y), targets, optimizer, options, updates)
 
     def generator_step(
         self,
@@ -341,6 +344,26 @@ class AuxiliaryLabelGenerator(Learner):
         self._check_generator_optimizer(generator_optimizer)
         return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the passes of both networks that :meth:`step` and its relatives are made of.
+
+        A model that the user has compiled is run as it is by :meth:`step`, which needs passes at other parameters; this
+        is the way to have those compiled. Results are the same but for rounding; random numbers too. The forward-mode
+        pass itself, :meth:`clone` and evaluation are not compiled.
+
+        Args:
+            args: None; ``nn.Module.compile`` takes any.
+            kwargs: As for ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
+        """
+        options = compile_options(*args, **kwargs)
+        self._passes = (
+            CompiledPass(self.network, "read", self.network.reading, options),
+            CompiledPass(self.generator, "forward", contextlib.nullcontext, options),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_passes": None}  # a copy has other modules than those that were compiled
+
     def check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
         """Raises unless y is a tensor with an entry for each sample of x, on its device; names are for the message."""
         check_batch(x, y, names)
@@ -357,7 +380,8 @@ class AuxiliaryLabelGenerator(Learner):
         return (*super()._shared(), self.objective)
 
     def _bilevel(self) -> Bilevel:
-        return Bilevel(self.network, self.generator, self.objective, self.check_targets, self._experience)
+        passes = self._passes or (plain_pass(self.network), plain_pass(self.generator))
+        return Bilevel(self.network, self.generator, self.objective, self.check_targets, self._experience, *passes)
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
         if optimizer is None:

@@ -43,31 +43,64 @@ OPENED = {F.multi_head_attention_forward: _opened(F.multi_head_attention_forward
 
 
 class Tape(TorchFunctionMode):
-    """Keeps the results of convolutions and linear layers while it is active, for a pass that meets them again.
+    """Keeps of a pass what a forward-mode pass would otherwise compute again: the results of convolutions and linear
+    layers, the places of maxima, and on the CPU the statistics of BatchNorm.
 
     It saves the forward-mode pass a third of its work, for about half of the memory that the pass itself takes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[tuple[Callable[..., Tensor], Tensor, int]] = []
+        self.kept: list[tuple[str, tuple[Tensor, ...], int]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # the forward-mode pass does not ask for it
+            return func(*args, **kwargs)
         if func in OPENED:
             with self:
-                return OPENED[func](*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
+                return OPENED[func](*args, **kwargs)
+        if func is F.max_pool2d and not kwargs.get("return_indices"):
+            result, places = func(*args, **{**kwargs, "return_indices": True})
+            self.keep("max_pool2d", result, places)
+            return result
+        # On the CPU the kernel whose statistics can be had is the one that F.batch_norm takes.
+        if func is F.batch_norm and args[0].device.type == "cpu" and _is_plain_batch_norm(*args, **kwargs):
+            result, mean, rstd = _native_batch_norm(*args, **kwargs)
+            self.keep("batch_norm", mean, rstd)
+            return result
+        result = func(*args, **kwargs)
         if func in BILINEAR:
-            self.kept.append((func, result.detach(), result._version))
+            self.keep(func.__name__, result)
         return result
 
-    def played(self) -> Iterator[tuple[Callable[..., Tensor], Tensor, int]]:
-        """Gives away what was kept, in order."""
-        kept, self.kept = self.kept[::-1], []
-        while kept:
-            yield kept.pop()
+    def keep(self, name: str, *tensors: Tensor) -> None:
+        """Keeps tensors of a call, with the version of the first."""
+        self.kept.append((name, tuple(tensor.detach() for tensor in tensors), tensors[0]._version))
+
+
+class CopyingTape(TorchFunctionMode):
+    """A tape for code that is compiled, which can't tell by a version whether a result has been written over.
+
+    Attributes:
+        names, values: The functions that were called, and copies of what they gave.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.values: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in BILINEAR and torch.is_grad_enabled():
+            self.names.append(func.__name__)
+            self.values.append(result.clone())
+        return result
 
 
 def output_tangent(
@@ -124,7 +157,7 @@ def _tangent(
             _, auxiliary = virtual_pass(network, duals, clones(buffers), x)
         except NotImplementedError as error:
             raise UnsupportedOperatorError(
-                f"method 'forward' needs a forward-mode rule for every operator of the network: {error}."
+                f"method 'forward' needs a forward-mode rule for every operator of the network: {error}"
             ) from error
         tangent: Tensor | None = forward_ad.unpack_dual(auxiliary).tangent
         return tangent if tangent is None or scale is None else tangent.float() / scale
@@ -143,7 +176,8 @@ class _Duals(TorchFunctionMode):
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
-        self.kept = tape.played()
+        self.kept, tape.kept = tape.kept[::-1], []
+        self.names = {name for name, *_ in self.kept}
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -158,9 +192,20 @@ class _Duals(TorchFunctionMode):
                 return OPENED[func](*args, **kwargs)
         if func in BILINEAR:
             return self._bilinear(func, *args, **kwargs)
+        if func is F.max_pool2d and not kwargs.get("return_indices"):
+            return self._max_pool(*args, **kwargs)
+        if func is F.batch_norm and _is_plain_batch_norm(*args, **kwargs):
+            return self._batch_norm(*args, **kwargs)
         if func in OWN_RULES:
             return OWN_RULES[func](*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _taken(self, name: str) -> tuple[Tensor, ...] | None:
+        """What was kept of the same call in the earlier pass, unless something has since been written over it."""
+        if name not in self.names or not self.kept:
+            return None
+        kept_name, tensors, version = self.kept.pop()
+        return tensors if kept_name == name and tensors[0]._version == version else None
 
     def _bilinear(
         self,
@@ -173,9 +218,8 @@ class _Duals(TorchFunctionMode):
     ) -> Tensor:
         """The rule of a product: ``f(x, W)' = f(x, W') + f(x', W)``."""
         (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
-        value = self._kept_value(func)
-        if value is None:
-            value = func(x, w, b, *args, **kwargs)
+        taken = self._taken(func.__name__)
+        value = func(x, w, b, *args, **kwargs) if taken is None else taken[0]
         if dw is None and db is not None:
             dw = torch.zeros_like(w)
         if func is F.linear:  # one matrix product rather than one for each entry of a transposed batch
@@ -184,19 +228,53 @@ class _Duals(TorchFunctionMode):
         if dx is not None:
             along_input = func(dx, w, None, *args, **kwargs)
             tangent = along_input if tangent is None else tangent.add_(along_input)
-        return value if tangent is None else forward_ad.make_dual(value, tangent)
+        return value if tangent is None else _dual(value, tangent)
 
-    def _kept_value(self, func: Callable[..., Tensor]) -> Tensor | None:
-        """The result of the same call in the earlier pass, unless something has since been written over it."""
-        kept_func, value, version = next(self.kept, (None, None, 0))
-        return value if value is not None and kept_func is func and value._version == version else None
+    def _max_pool(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The tangent of a maximum is that of the entry it comes from."""
+        taken = self._taken("max_pool2d")
+        _, dx = _parts(input)
+        if taken is None or dx is None:
+            pooled: Tensor = F.max_pool2d(input, *args, **kwargs)
+            return pooled
+        value, places = taken
+        return _dual(value, dx.flatten(-2).gather(-1, places.flatten(-2)).view(value.shape))
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """Batch normalisation by its fused kernels: its Jacobian with respect to the input is symmetric, so that the
+        backward kernel is its forward mode too."""
+        (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        taken = self._taken("batch_norm")
+        if taken is None:
+            value, mean, rstd = torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
+        else:
+            mean, rstd = taken
+            scale = rstd if w is None else w * rstd
+            offset = -mean * scale if b is None else b - mean * scale
+            value = torch.addcmul(offset.view(shape), x, scale.view(shape))
+        tangent = torch.zeros_like(value) if dx is None else _batch_norm_backward(dx, x, w, mean, rstd, eps)
+        shift = db
+        if dw is not None:
+            slope = dw * rstd
+            tangent.addcmul_(x, slope.view(shape))
+            shift = -slope * mean if db is None else db - slope * mean
+        if shift is not None:
+            tangent.add_(shift.view(shape))
+        return _dual(value, tangent)
 
 
-def _flat_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(input.reshape(-1, input.shape[-1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
-
-
-def _batch_norm(
+def _is_plain_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -205,27 +283,35 @@ def _batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+) -> bool:
+    """Whether a call normalises by the statistics of a batch, of more than one value, and in one dtype."""
+    same = all(one is None or one.dtype == input.dtype for one in (running_mean, weight, bias))
+    return training and same and input.numel() > input.shape[1]
+
+
+def _native_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``F.batch_norm`` computes, with the mean and the inverse deviation of each channel."""
+    return torch.native_batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps)
+
+
+def _batch_norm_backward(
+    dx: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float
 ) -> Tensor:
-    """Batch normalisation in training by its two fused kernels: its Jacobian with respect to the input is symmetric,
-    so that the backward kernel is its forward mode too."""
-    (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
-    mixed = any(one is not None and one.dtype != x.dtype for one in (w, b, running_mean))
-    if not training or mixed or dx is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    value, mean, rstd = torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
-    tangent: Tensor = torch.ops.aten.native_batch_norm_backward(
-        dx, x, w, running_mean, running_var, mean, rstd, True, eps, [True, False, False]
-    )[0]
-    shape = [1, -1, *[1] * (x.dim() - 2)]
-    shift = db
-    if dw is not None:
-        slope = dw * rstd
-        tangent.addcmul_(x, slope.view(shape))
-        shift = -slope * mean if db is None else db - slope * mean
-    if shift is not None:
-        tangent.add_(shift.view(shape))
-    dual: Tensor = forward_ad.make_dual(value, tangent)
-    return dual
+    backward: Callable[..., tuple[Tensor, ...]] = torch.ops.aten.native_batch_norm_backward
+    return backward(dx, x, weight, None, None, mean, rstd, True, eps, [True, False, False])[0]
+
+
+def _flat_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(input.reshape(-1, input.shape[-1]), weight, bias).view(*input.shape[:-1], weight.shape[0])
 
 
 def _layer_norm(
@@ -252,8 +338,7 @@ def _layer_norm(
         tangent.addcmul_(standard, dw)
     if db is not None:
         tangent.add_(db)
-    dual: Tensor = forward_ad.make_dual(value, tangent)
-    return dual
+    return _dual(value, tangent)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -262,10 +347,14 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 OWN_RULES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     torch._weight_norm: _weight_norm,
 }
+
+
+def _dual(value: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(value, tangent)
+    return dual
 
 
 def _value(tensor: Tensor) -> Tensor:

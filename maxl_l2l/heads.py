@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from .checks import some
+
 
 def resolve_head(
     model: nn.Module, head: str | None, num_outputs: int | None, num_features: int | None = None
@@ -43,8 +45,10 @@ def find_head(model: nn.Module, num_outputs: int | None) -> str:
     """Finds the layer that produces a model's logits, by its number of outputs.
 
     With num_outputs: the only linear layer or convolution of that width. Of several, the last of a ``nn.Sequential``
-    that feeds them into one another; and convolutions do not count where a linear layer of that width follows. Without
-    num_outputs: the last of all linear layers and convolutions in the order of definition.
+    that feeds them into one another; convolutions do not count where a linear layer of that width follows, nor do
+    layers in a part whose name begins with "aux", as torchvision calls the extra classifiers of GoogLeNet, Inception
+    and its segmentation models. Without num_outputs: the last of all linear layers and convolutions in the order of
+    definition.
 
     Args:
         model: Any module.
@@ -58,6 +62,7 @@ def find_head(model: nn.Module, num_outputs: int | None) -> str:
     """
     widths = {name: _num_outputs(module) for name, module in model.named_modules()}
     layers: list[str] = [name for name, width in widths.items() if width is not None]
+    layers = [name for name in layers if not _is_extra(name)] or layers
     if num_outputs is None and layers:
         return layers[-1]
     candidates = [name for name in layers if widths[name] == num_outputs]
@@ -78,7 +83,7 @@ def find_head(model: nn.Module, num_outputs: int | None) -> str:
     if not all(_feeds_in_sequence(model, other, last_name) for other in others):
         raise ValueError(
             f"`head` must be named, as {len(candidates)} layers have {num_outputs} outputs: "
-            f"{', '.join(repr(name) for name in candidates)}. "
+            f"{some([repr(name) for name in candidates], 20)}. "
             f"Pass the one that gives the logits, for example head={last_name!r}."
         )
     return last_name
@@ -124,6 +129,11 @@ def _num_outputs(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return module.out_channels if isinstance(module, _ConvNd) else None
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a layer belongs to an auxiliary classifier of the model's own, by its name."""
+    return any(part.startswith("aux") for part in name.split("."))
 
 
 def _feeds_in_sequence(model: nn.Module, earlier: str, later: str) -> bool:

@@ -14,7 +14,6 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .errors import NonFiniteError, UnsupportedOperatorError
 from .finite_difference import Line, output_difference
 from .forward_mode import Tape, output_tangent
-from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, dense, summary
+from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, backward, summary
 from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
-from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, virtual_pass, within
+from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, virtual_pass
 
 
 class StepResult(NamedTuple):
@@ -153,6 +152,7 @@ class _Run:
             labels = LabelPass(self.bilevel, batch, self.generator_buffers, self.devices, keep_graph=alone)
             one = NetworkPass(
                 self.bilevel.network,
+                self.bilevel.network_pass,
                 self.bilevel.objective,
                 batch,
                 labels.targets.requires_grad_(attached),
@@ -168,22 +168,15 @@ class _Run:
 
     def meta_gradient(self, stepped: Sequence[Tensor]) -> tuple[Tensor, Grads]:
         """The primary loss of the meta batch at theta_1+, and its gradient v there."""
-        network, primary = self.bilevel.network, self.bilevel.objective.primary
         leaves = [value.detach().requires_grad_() for value in stepped]
-        buffers = clones(self.buffers)
-        losses: list[Tensor] = []
-
-        def gradient(x: object, y: Tensor) -> Sequence[Tensor | None]:
-            loss = primary(network(x)[0], y) * (num_samples((x, y)) / self.num_meta_samples)
-            losses.append(loss.detach())
-            if not loss.requires_grad:  # all that it depends on is frozen
-                return [None] * len(leaves)
-            return torch.autograd.grad(loss * self.options.loss_scale, leaves, allow_unused=True)
-
-        total = Grads()
+        parameters, buffers = dict(zip(self.names, leaves)), clones(self.buffers)
+        losses, total = [], Grads()
         for x, y in self.meta_batches:
-            found = within(network, dict(zip(self.names, leaves)), buffers, functools.partial(gradient, x, y))
-            total = added(total, dense(found))
+            outputs, _ = self.bilevel.network_pass(parameters, buffers, x)
+            loss = self.bilevel.objective.primary(outputs, y) * (num_samples((x, y)) / self.num_meta_samples)
+            losses.append(loss.detach())
+            found = backward(self.bilevel.network, loss * self.options.loss_scale, leaves, parameters=parameters)
+            total = added(total, found)
         return torch.stack(losses).sum(), self.unscaled(total)
 
     def look_ahead(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -375,7 +368,7 @@ def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Excep
         return False
     fallbacks[asked], consequence = FALLBACKS[method]
     warnings.warn(
-        f"`method` {method!r} does not work for this network: {error} From now on {consequence}.",
+        f"`method` {method!r} does not work for this network: {str(error).rstrip('.')}. From now on {consequence}.",
         RuntimeWarning,
         stacklevel=6,
     )

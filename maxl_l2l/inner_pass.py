@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,24 @@ class Objective:
     regularizer: Callable[[Tensor], Tensor] | None
 
 
+class Pass(Protocol):
+    """A module's virtual pass: ``(parameters, buffers, *args, tape=None) -> outputs``."""
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], /, *args: Any, tape: Tape | None = None
+    ) -> Any: ...
+
+
+def plain_pass(module: nn.Module) -> Pass:
+    """Runs a module's passes as they are."""
+
+    def run(parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any, tape: Tape | None = None) -> Any:
+        with tape or contextlib.nullcontext():
+            return virtual_pass(module, parameters, buffers, *args)
+
+    return run
+
+
 @dataclass
 class Experience:
     """What the first steps find out about a network, so that later ones need not.
@@ -55,6 +73,7 @@ class Bilevel(NamedTuple):
         objective: The losses.
         check_targets: ``(targets, y) -> None``; raises if the generator's targets do not fit.
         experience: What earlier steps found out about these networks.
+        network_pass, generator_pass: How their passes are run, see :func:`virtual_pass`.
     """
 
     network: nn.Module
@@ -62,6 +81,8 @@ class Bilevel(NamedTuple):
     objective: Objective
     check_targets: Callable[[Any, Tensor], None]
     experience: Experience
+    network_pass: Pass
+    generator_pass: Pass
 
 
 class LabelPass:
@@ -83,8 +104,9 @@ class LabelPass:
     ) -> None:
         self.generator, self.batch = bilevel.generator, batch
         self.rng, self.buffers = RandomState(devices), {} if keep_graph else clones(buffers)
+        self.run = bilevel.generator_pass
         with torch.set_grad_enabled(keep_graph):
-            labels = virtual_pass(self.generator, {}, buffers, *batch)
+            labels = self.run({}, buffers, *batch)
         bilevel.check_targets(labels, batch[1])
         self.labels = self._attached(labels) if keep_graph else None
         self.targets = labels.detach()
@@ -94,8 +116,8 @@ class LabelPass:
         labels, self.labels = self.labels, None
         if labels is None:
             with self.rng.again():
-                labels = self._attached(virtual_pass(self.generator, {}, clones(self.buffers), *self.batch))
-        return _grads(self.generator, lambda: torch.autograd.grad(labels, parameters, cotangent, allow_unused=True))
+                labels = self._attached(self.run({}, clones(self.buffers), *self.batch))
+        return backward(self.generator, labels, parameters, cotangent)
 
     def _attached(self, labels: Tensor) -> Tensor:
         if not labels.requires_grad and any(parameter.requires_grad for parameter in self.generator.parameters()):
@@ -111,6 +133,7 @@ class NetworkPass:
 
     Args:
         network: The multi-task network.
+        run: Its pass.
         objective: The losses.
         batch: x and y of the micro-batch.
         targets: Its auxiliary targets; None for the primary task alone.
@@ -130,6 +153,7 @@ class NetworkPass:
     def __init__(
         self,
         network: nn.Module,
+        run: Pass,
         objective: Objective,
         batch: Batch,
         targets: Tensor | None,
@@ -141,8 +165,7 @@ class NetworkPass:
         self.network, self.objective, self.share = network, objective, share
         self.x, self.targets, self.tape = batch[0], targets, tape
         self.rng, self.start = RandomState(devices), clones(buffers)
-        with tape or contextlib.nullcontext():
-            self.outputs, self.auxiliary = virtual_pass(network, {}, buffers, self.x)
+        self.outputs, self.auxiliary = run({}, buffers, self.x, tape=tape)
         self.primary_loss = objective.primary(self.outputs, batch[1]) * share
         self.auxiliary_loss = None if targets is None else objective.auxiliary(self.auxiliary, targets) * share
 
@@ -152,11 +175,7 @@ class NetworkPass:
         Outputs and losses lose their graph, unless the gradient is to be attached to it.
         """
         loss = self.primary_loss if self.auxiliary_loss is None else self.primary_loss + self.auxiliary_loss
-        loss = loss * scale
-        found = _grads(
-            self.network,
-            lambda: torch.autograd.grad(loss, parameters, create_graph=attached, allow_unused=True),
-        )
+        found = backward(self.network, loss * scale, parameters, attached=attached)
         if not attached:
             self.outputs, self.auxiliary = self.outputs.detach(), self.auxiliary.detach()
             self.primary_loss = self.primary_loss.detach()
@@ -196,11 +215,33 @@ def summary(passes: Sequence[NetworkPass]) -> tuple[Tensor, Tensor | None, Tenso
     )
 
 
-def dense(grads: Sequence[Tensor | None]) -> Grads:
-    """Returns gradients, those of embeddings with ``sparse=True`` too, as dense tensors."""
-    return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in grads]
+def backward(
+    module: nn.Module,
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    cotangent: Tensor | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+    attached: bool = False,
+) -> Grads:
+    """Differentiates what came out of a module's pass.
 
+    Args:
+        module: The module. One that recomputes activations meets the pass's parameters again, and spare buffers.
+        output: What is differentiated, a scalar unless there is a cotangent; one without a graph has no gradients.
+        inputs: With respect to these.
+        cotangent: Of the shape of output.
+        parameters: Those of the pass, if they were not the module's own.
+        attached: Whether the gradients can be differentiated again.
 
-def _grads(module: nn.Module, function: Callable[[], Sequence[Tensor | None]]) -> Grads:
-    """Runs a backward pass where a module that recomputes activations meets its own parameters, and spare buffers."""
-    return dense(within(module, {}, buffer_copies(module), function))
+    Returns:
+        A gradient for each input, dense even for embeddings with ``sparse=True``; None if output does not depend on it.
+    """
+    if not output.requires_grad:
+        return [None] * len(inputs)
+    found = within(
+        module,
+        parameters or {},
+        buffer_copies(module),
+        lambda: torch.autograd.grad(output, inputs, cotangent, create_graph=attached, allow_unused=True),
+    )
+    return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]

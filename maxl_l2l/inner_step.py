@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from .rules import RULES, UpdateRule
+from .rules import RULES, UpdateRule, sgd, sgd_slope
 from .shadow_step import is_differentiable, shadow_step
 
 COUNTS = ("step", "mu_product")
@@ -73,10 +73,25 @@ class InnerStep:
         """
         clipped = [None if one is None else one.detach() for one in clip_by_norm(grads, self.max_grad_norm)]
         clipped = [one if v is not None else None for one, v in zip(clipped, cotangents)]
-        pulled = _pull_back(lambda leaves: self._update(parameters, leaves), clipped, cotangents)
+        if self.rule is sgd:
+            pulled = self._scaled(parameters, clipped, cotangents)
+        else:
+            pulled = _pull_back(lambda leaves: self._update(parameters, leaves), clipped, cotangents)
         if self.max_grad_norm is None:
             return pulled
         return _pull_back(lambda leaves: clip_by_norm(leaves, self.max_grad_norm), grads, pulled)
+
+    def _scaled(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """The pull-back of a rule whose derivative is one number."""
+        pulled: list[Tensor | None] = [None] * len(parameters)
+        for bucket in self._buckets(parameters, grads):
+            slope = sgd_slope(bucket.states[0], bucket.group)
+            for index in bucket.indices:
+                v = cotangents[index]
+                pulled[index] = None if v is None else v * slope
+        return pulled
 
     def _update(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
         if self.rule is None:
@@ -91,24 +106,23 @@ class InnerStep:
     def _buckets(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[_Bucket]:
         group_of = {id(p): number for number, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         members: dict[tuple[Any, ...], list[int]] = {}
-        for index, (parameter, grad) in enumerate(zip(parameters, grads)):
+        states = [self.optimizer.state.get(parameter, {}) for parameter in parameters]
+        for index, (parameter, grad, state) in enumerate(zip(parameters, grads, states)):
             if grad is None:
                 continue
-            state = self.optimizer.state.get(parameter, {})
             counts = tuple(float(state[name]) for name in COUNTS if name in state)
             filled = tuple(name for name, value in state.items() if value is not None)
             key = (group_of[id(parameter)], parameter.dtype, parameter.device, counts, filled)
             members.setdefault(key, []).append(index)
-        return [self._bucket(indices, key[0], parameters) for key, indices in members.items()]
-
-    def _bucket(self, indices: list[int], group_number: int, parameters: Sequence[Tensor]) -> _Bucket:
-        members = [parameters[index] for index in indices]
-        states = [self.optimizer.state.get(parameter, {}) for parameter in members]
-        state: dict[str, Any] = {name: float(states[0][name]) for name in COUNTS if name in states[0]}
-        for name, value in states[0].items():
-            if name not in COUNTS and value is not None:
-                state[name] = _join([one[name] for one in states])
-        return _Bucket(indices, _join([p.detach() for p in members]), state, self.optimizer.param_groups[group_number])
+        return [
+            _Bucket(
+                indices,
+                [parameters[index].detach() for index in indices],
+                [{name: states[index][name] for name in key[-1]} for index in indices],
+                self.optimizer.param_groups[key[0]],
+            )
+            for key, indices in members.items()
+        ]
 
 
 def clip_by_norm(grads: Sequence[Tensor | None], max_norm: float | None) -> list[Tensor | None]:
@@ -147,15 +161,19 @@ def _pull_back(
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Parameters of one group and step count, joined into one vector."""
+    """Parameters of one group and step count, with their states, to be joined into vectors."""
 
     indices: list[int]
-    theta: Tensor
-    state: Mapping[str, Any]
+    parameters: list[Tensor]
+    states: list[Mapping[str, Any]]
     group: Mapping[str, Any]
 
     def apply(self, rule: UpdateRule, flat_grad: Tensor) -> Tensor:
-        return rule(self.theta, flat_grad, self.state, self.group)
+        state = {
+            name: float(value) if name in COUNTS else _join([one[name] for one in self.states])
+            for name, value in self.states[0].items()
+        }
+        return rule(_join(self.parameters), flat_grad, state, self.group)
 
     def join(self, tensors: Sequence[Tensor | None]) -> Tensor:
         return _join([tensor for tensor in (tensors[index] for index in self.indices) if tensor is not None])

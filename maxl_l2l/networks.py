@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
+from .calls import call, logits_of
+from .copies import fresh_copy, place
 from .heads import resized_head, resolve_head
 from .hierarchy import Hierarchy
 from .losses import at_least_float32, softmax_in_block
@@ -21,8 +22,9 @@ class MultiTaskNetwork(nn.Module):
     """The user's model plus an auxiliary head on the features that enter the model's own head (theta_1).
 
     The model is held, not copied, and is not altered: the features are read by a hook that lives as long as one
-    forward pass. A model whose head is a convolution gets a convolutional auxiliary head; its logits are averaged over
-    positions where the model pools after its head, and resized where the model resizes.
+    forward pass. A model whose head is a convolution gets a convolutional auxiliary head. Where the model pools after
+    its head the auxiliary logits are averaged over positions, where it picks a position (the last token, say) the same
+    one is picked, and where it resizes they are resized.
 
     Args:
         module: The user's model; or a backbone that returns features ``[N, D]``, if primary_head is given.
@@ -46,6 +48,7 @@ class MultiTaskNetwork(nn.Module):
         self.primary_head = primary_head
         self.auxiliary_head = auxiliary_head
         self.head = head
+        self._passed_on: list[tuple[Tensor, Tensor]] = []
 
     @property
     def is_dense(self) -> bool:
@@ -55,29 +58,48 @@ class MultiTaskNetwork(nn.Module):
     def forward(self, x: Any) -> tuple[Tensor, Tensor]:
         """Returns the primary logits ``[N, C, ...]`` and the auxiliary logits ``[N, K, ...]``.
 
+        Args:
+            x: What the model takes, N samples; a mapping is passed as keyword arguments, see :func:`calls.call`.
+
         Raises:
-            TypeError: The model returns something else than a tensor.
+            TypeError: The model's logits are not found in what it returns, see :func:`calls.logits_of`.
             ValueError: The model has another number of outputs than psi has entries.
             RuntimeError: The model's head did not run exactly once.
         """
+        with self.reading():
+            return self.read(x)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Has the model's head pass on what enters and leaves it, for :meth:`read`."""
         if self.primary_head is not None:
-            features = _as_tensor(self.module(x))
+            yield
+            return
+        with self.module.get_submodule(self.head).register_forward_hook(self._pass_on, with_kwargs=True):
+            try:
+                yield
+            finally:
+                self._passed_on.clear()
+
+    def _pass_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> None:
+        self._passed_on.append((args[0] if args else next(iter(kwargs.values())), logits))
+
+    def read(self, x: Any) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` does, inside of :meth:`reading`; in this form it can be compiled."""
+        if self.primary_head is not None:
+            features = logits_of(call(self.module, x), what="features")
             return self.primary_head(features), self.auxiliary_head(features)
-        found: list[Tensor] = []
-
-        def read_features(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(self.auxiliary_head(args[0] if args else next(iter(kwargs.values()))))
-
-        head = self.module.get_submodule(self.head)
-        with head.register_forward_pre_hook(read_features, with_kwargs=True):
-            primary = _as_tensor(self.module(x))
+        primary = logits_of(call(self.module, x))
+        found = list(self._passed_on)
+        self._passed_on.clear()
         self._check_outputs(primary)
         if len(found) != 1:
             raise RuntimeError(
                 f"`head` must run once in a forward pass, but {self.head!r} ran {len(found)} times. "
                 "Name the layer that produces the primary logits with head=."
             )
-        return primary, self._match_positions(found[0], primary)
+        features, own = found[0]
+        return primary, self._match_positions(self.auxiliary_head(features), own, primary)
 
     def _check_outputs(self, primary: Tensor) -> None:
         if self.num_primary is not None and (primary.dim() < 2 or primary.shape[1] != self.num_primary):
@@ -88,18 +110,30 @@ class MultiTaskNetwork(nn.Module):
             )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the model's own output, untouched; for a headless backbone the primary logits ``[N, C]``."""
-        output = self.module(*args, **kwargs)
-        return output if self.primary_head is None else self.primary_head(output)
+        """Returns the model's own output, untouched; for a headless backbone the primary logits ``[N, C]``.
 
-    def _match_positions(self, auxiliary: Tensor, primary: Tensor) -> Tensor:
-        """Gives auxiliary logits the trailing dimensions of the primary ones: averaged, flattened or resized."""
+        A single argument is passed on as in :meth:`forward`: with a tokenizer's output, ``predict(x)`` is
+        ``predict(**x)``.
+        """
+        output = call(self.module, args[0]) if len(args) == 1 and not kwargs else self.module(*args, **kwargs)
+        return output if self.primary_head is None else self.primary_head(logits_of(output, what="features"))
+
+    def _match_positions(self, auxiliary: Tensor, own: Tensor, primary: Tensor) -> Tensor:
+        """Gives auxiliary logits the positions of the primary ones: chosen, averaged, flattened or resized.
+
+        Args:
+            auxiliary: Logits of the auxiliary head, as they come out of it.
+            own: Those of the model's head.
+            primary: What the model made of them.
+        """
         if auxiliary.dim() > 2 and not self.is_dense:
-            auxiliary = auxiliary.movedim(-1, 1)  # a linear head applied to every position has its classes last
+            # A linear head applied to every position has its classes last.
+            auxiliary, own = auxiliary.movedim(-1, 1), own.movedim(-1, 1)
         if auxiliary.shape[2:] == primary.shape[2:]:
             return auxiliary
         if primary.dim() == 2:
-            return auxiliary.flatten(2).mean(dim=2)
+            auxiliary, own = auxiliary.flatten(2), own.flatten(2)
+            return auxiliary.mean(dim=2) if self.is_dense else _chosen(auxiliary, own, primary)
         if auxiliary.shape[2:].numel() == primary.shape[2:].numel():
             return auxiliary.reshape(*auxiliary.shape[:2], *primary.shape[2:])
         modes = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -109,6 +143,16 @@ class MultiTaskNetwork(nn.Module):
                 f"{list(auxiliary.shape)} and an output {list(primary.shape)}. Name another layer with head=."
             )
         return F.interpolate(auxiliary, size=primary.shape[2:], mode=modes[auxiliary.dim()], align_corners=False)
+
+
+def _chosen(auxiliary: Tensor, own: Tensor, primary: Tensor) -> Tensor:
+    """Auxiliary logits ``[N, K, P]`` at the position where each sample's own logits ``[N, C, P]`` are the primary ones;
+    their mean over positions if these were not picked from the own ones."""
+    same = (own == primary.unsqueeze(2)).all(dim=1)
+    if not same.any(dim=1).all():
+        return auxiliary.mean(dim=2)
+    position = same.to(torch.uint8).argmax(dim=1)
+    return auxiliary[torch.arange(len(position), device=position.device), :, position]
 
 
 class LabelGenerator(nn.Module):
@@ -151,7 +195,7 @@ class LabelGenerator(nn.Module):
         Raises:
             ValueError: The body's logits have another shape.
         """
-        logits = _as_tensor(self.body(x))
+        logits = logits_of(call(self.body, x), "`generator`, or the `model` that it is a copy of,")
         num_auxiliary = self.hierarchy.num_auxiliary
         expected = [y.shape[0], num_auxiliary + self.weighted, *y.shape[1:]]
         if list(logits.shape) != expected:
@@ -190,7 +234,7 @@ def multi_task_network(
         return MultiTaskNetwork(model, auxiliary_head, name, num_primary=num_primary)
     assert num_features is not None  # by resolve_head
     assert num_primary is not None
-    primary_head = nn.Linear(num_features, num_primary, **_place(model))
+    primary_head = nn.Linear(num_features, num_primary, **place(model))
     return MultiTaskNetwork(model, resized_head(primary_head, num_auxiliary), primary_head=primary_head)
 
 
@@ -199,8 +243,7 @@ def default_generator(
 ) -> LabelGenerator:
     """Returns the paper's label generator: the model's architecture with K outputs, freshly initialised.
 
-    Every layer with ``reset_parameters`` draws new values. Parameters that a module of the user's holds itself (a class
-    token, say) start as a copy of the model's. Nothing is shared with the model.
+    It draws its parameters as the model did, see :func:`copies.fresh_copy`. Nothing is shared with the model.
 
     Args:
         model: The user's model.
@@ -212,60 +255,5 @@ def default_generator(
     Raises:
         ValueError: The model can't be copied.
     """
-    try:
-        body = copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(
-            f"`generator` must be given for this model, which can't be copied: {error}. "
-            "Pass generator=LabelGenerator(your_network, psi)."
-        ) from error
-    num_outputs = hierarchy.num_auxiliary + weighted
-    if num_features is not None:
-        body = nn.Sequential(body, nn.Linear(num_features, num_outputs, **_place(model)))
-    elif head:
-        old_head = body.get_submodule(head)
-        new_head = resized_head(old_head, num_outputs)
-        for module in list(body.modules()):  # the head may be registered under several names
-            for name, child in module._modules.items():
-                if child is old_head:
-                    module._modules[name] = new_head
-    else:
-        body = resized_head(body, num_outputs)
-    # Children first: a parent that initialises its children has the last word.
-    for module in reversed(list(body.modules())):
-        _reset(module)
-    for parameter in body.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return LabelGenerator(body, hierarchy, weighted).to(_place(model)["device"])
-
-
-def _reset(module: nn.Module) -> None:
-    """Draws new values for a layer's parameters, if it knows how to."""
-    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-    if not callable(reset):
-        return
-    if not parametrize.is_parametrized(module):
-        reset()
-        return
-    # A parametrized tensor is computed anew at each access: draw into one that stays, then assign it.
-    places = [name for name, _ in module.get_submodule("parametrizations").named_children()]
-    with parametrize.cached():
-        reset()
-        drawn = {name: getattr(module, name).detach().clone() for name in places}
-    for name, value in drawn.items():
-        setattr(module, name, value)
-
-
-def _place(model: nn.Module) -> dict[str, Any]:
-    """Device and dtype of the model's first floating-point parameter."""
-    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
-    return {"device": like.device, "dtype": like.dtype}
-
-
-def _as_tensor(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"`model` must return its logits as one tensor, found {type(output).__name__}. "
-            "Wrap it in a module whose forward returns the logits alone."
-        )
-    return output
+    body = fresh_copy(model, hierarchy.num_auxiliary + weighted, head, num_features)
+    return LabelGenerator(body, hierarchy, weighted).to(place(model)["device"])

@@ -34,18 +34,35 @@ def within(
     A backward pass belongs in here if the module recomputes what it did not keep (activation checkpointing): it must
     meet the same parameters again.
     """
+    places, state = placed(module, parameters, buffers)
+    state = {f"module.{place}": tensor for place, tensor in state.items()}
+    with _eagerly():
+        result: ResultType = functional_call(_Caller(module), state, (function,), tie_weights=False)
+    take_over(buffers, places, {place: state[f"module.{place}"] for place in places})
+    return result
+
+
+def placed(
+    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Finds every place of the given parameters and buffers in a module.
+
+    Ties are made here, one entry a place: with ``tie_weights=True`` functional_call (torch 2.15) swaps a layer that is
+    registered twice, or its buffers, twice, and then fails to put the original back.
+
+    Returns:
+        The name that belongs to each place; and the tensor that goes there, for ``tie_weights=False``.
+    """
     given = {**parameters, **buffers}
     originals = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     names = {id(originals[name]): name for name in given}
-    # One entry a place, ties made here: with tie_weights=True torch (2.15) swaps a layer that is registered twice, or
-    # its buffers, twice, and then fails to put the original back.
-    places = {f"module.{place}": names[id(tensor)] for place, tensor in _places(module) if id(tensor) in names}
-    state = {place: given[name] for place, name in places.items()}
-    with _eagerly():
-        result: ResultType = functional_call(_Caller(module), state, (function,), tie_weights=False)
-    # A module may put a new tensor in a buffer's place; functional_call hands it back through its argument.
+    places = {place: names[id(tensor)] for place, tensor in _places(module) if id(tensor) in names}
+    return places, {place: given[name] for place, name in places.items()}
+
+
+def take_over(buffers: dict[str, Tensor], places: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
+    """Takes buffers from a state after the call: a module may have put a new tensor in a buffer's place."""
     buffers.update((name, state[place]) for place, name in places.items() if name in buffers)
-    return result
 
 
 def _eagerly() -> AbstractContextManager[object]:

@@ -28,6 +28,15 @@ def sgd(theta: Tensor, grad: Tensor, state: State, group: State) -> Tensor:
     return _moved(theta, group["lr"], update)
 
 
+def sgd_slope(state: State, group: State) -> Any:
+    """The derivative of :func:`sgd` by the gradient, one number for all entries; of state the names are enough."""
+    slope = -group["lr"] if not group["maximize"] else group["lr"]
+    if not group["momentum"]:
+        return slope
+    fresh = 1 - group["dampening"] if "momentum_buffer" in state else 1
+    return slope * (1 + group["momentum"] * fresh if group["nesterov"] else fresh)
+
+
 def adam(theta: Tensor, grad: Tensor, state: State, group: State) -> Tensor:
     """Adam (Kingma and Ba 2015) with AMSGrad; weight decay coupled, or decoupled if the group says so."""
     theta, grad = _shrunk(theta, grad, group, group.get("decoupled_weight_decay", False))
@@ -132,8 +141,8 @@ def _shrunk(theta: Tensor, grad: Tensor, group: State, decoupled: bool) -> tuple
 
 
 def _decayed(theta: Tensor, grad: Tensor, group: State) -> Tensor:
-    decayed: Tensor = _descent(grad, group) + group["weight_decay"] * theta
-    return decayed
+    descent = _descent(grad, group)
+    return descent if group["weight_decay"] == 0 else descent + group["weight_decay"] * theta
 
 
 def _descent(grad: Tensor, group: State) -> Tensor:
@@ -141,7 +150,7 @@ def _descent(grad: Tensor, group: State) -> Tensor:
 
 
 def _moved(theta: Tensor, lr: Any, update: Tensor) -> Tensor:
-    moved: Tensor = theta - lr * update
+    moved: Tensor = theta - lr * update if isinstance(lr, Tensor) else torch.add(theta, update, alpha=-lr)
     return moved
 
 

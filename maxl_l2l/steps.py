@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .hypergradient import Derivatives, Options, StepResult, differentiate
-from .inner_pass import Batch, Bilevel, Grads, NetworkPass, Objective, added, summary
+from .inner_pass import Batch, Bilevel, Grads, NetworkPass, added, summary
 from .inner_step import InnerStep
 from .micro_batches import num_samples, split
 from .passes import buffer_copies, cuda_devices, write_buffers
@@ -89,23 +89,18 @@ def generator_step(
 
 
 def network_step(
-    network: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    targets: Tensor | None,
-    optimizer: Optimizer,
-    updates: Updates,
-    micro_batches: int = 1,
+    bilevel: Bilevel, batch: Batch, targets: Tensor | None, optimizer: Optimizer, options: Options, updates: Updates
 ) -> StepResult:
     """One training step of the network towards given auxiliary targets, or on the primary loss alone if None."""
+    network, objective = bilevel.network, bilevel.objective
     parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
     scale, buffers = updates.loss_scale(network), buffer_copies(network)
-    parts = split(batch, micro_batches)
+    parts = split(batch, options.micro_batches)
     all_targets = [None] * len(parts) if targets is None else targets.tensor_split(len(parts))
     passes, total = [], Grads()
     for part, part_targets in zip(parts, all_targets):
         share = num_samples(part) / num_samples(batch)
-        passes.append(NetworkPass(network, objective, part, part_targets, share, buffers))
+        passes.append(NetworkPass(network, bilevel.network_pass, objective, part, part_targets, share, buffers))
         total = added(total, passes[-1].grads(parameters, scale))
     grads = {
         p: grad if updates.scaler is None else grad / scale for p, grad in zip(parameters, total) if grad is not None

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader, cycle, length, moved, with_next
+from .calls import logits_of
 from .checkpoints import Checkpoint
 from .checks import check_choice, check_count, check_kind
 from .errors import NonFiniteError
@@ -161,7 +162,7 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
             for batch in loader:
                 x, y = moved(batch, device)[:2]
                 maxl.check_batch(x, y)
-                outputs = maxl(x)
+                outputs = logits_of(maxl(x))
                 totals.add("loss", maxl.objective.primary(outputs, y), len(y))
                 totals.add("accuracy", accuracy(outputs, y), len(y))
     finally:
@@ -197,7 +198,7 @@ class _Run:
         if per_epoch is not None:
             per_epoch *= len(self.stages())
         done = len(self.history)
-        if not self.maxl.training:
+        if not (self.maxl.training and self.maxl.module.training):
             self.maxl.train()
         with Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
             while len(self.history) < epochs:

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import SwinTransformer, VisionTransformer
+from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 from maxl_l2l import MAXL
 
@@ -38,8 +39,33 @@ class Tied(nn.Module):
         return self.head(self.body(x.flatten(1)[:, :48]))
 
 
-def torchvision_model(name):
-    return lambda: getattr(torchvision.models, name)(weights=None, num_classes=3)
+def torchvision_model(name, **options):
+    return lambda: getattr(torchvision.models, name)(weights=None, num_classes=3, **options)
+
+
+def vgg16_bn():
+    """With a small classifier: its own has 120 million parameters, for nothing here."""
+    with torch.device("meta"):
+        model = torchvision.models.vgg16_bn(weights=None)
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Sequential(nn.Linear(512, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 3))
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
+
+
+class Stages(nn.Module):
+    """A backbone as torchvision's segmentation models take it, a dict of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1)
+
+    def forward(self, x):
+        early = self.first(x).relu()
+        return {"aux": early, "out": self.second(early).relu()}
 
 
 BACKBONES = {
@@ -54,8 +80,11 @@ BACKBONES = {
             "densenet121",
         )
     },
+    "vgg16_bn": vgg16_bn,
+    "googlenet": torchvision_model("googlenet", aux_logits=True, init_weights=False),
     "vit": lambda: VisionTransformer(32, 8, 2, 2, 16, 32, dropout=0.1, attention_dropout=0.1, num_classes=3),
-    "swin": lambda: SwinTransformer([2, 2], 8, [1, 1], [1, 2], [2, 2], num_classes=3),
+    "swin": lambda: SwinTransformer([2, 2], 8, [2, 2], [1, 2], [2, 2], num_classes=3),
+    "segmentation": lambda: FCN(Stages(), FCNHead(12, 3), FCNHead(8, 3)),
     "lstm": Recurrent,
     "tied": Tied,
 }
@@ -72,17 +101,35 @@ def hypergradient(maxl, x, y, method):
 def test_forward_equals_unrolled(name):
     maxl = MAXL(BACKBONES[name]().double(), PSI, entropy_weight=0.0)
     x, y = torch.randn(3, 3, 32, 32).double(), torch.tensor([0, 1, 2])
+    if name == "segmentation":
+        y = torch.randint(3, (3, 32, 32))
     forward, unrolled = hypergradient(maxl, x, y, "forward"), hypergradient(maxl, x, y, "unrolled")
     assert unrolled.norm() > 0
     # BatchNorm over three values a channel, as here in the last layers, multiplies rounding errors by up to 1e6.
     assert (forward - unrolled).norm() <= 1e-9 * unrolled.norm()
 
 
+def meta_loss_after_a_real_step(maxl, x, y):
+    """The meta loss by plain PyTorch: a copy of the network, backward() and SGD."""
+    maxl = copy.deepcopy(maxl)
+    torch.manual_seed(1)
+    maxl.loss(x, y, targets=maxl.generator(x, y).detach()).backward()
+    torch.optim.SGD(maxl.network.parameters(), lr=maxl.lr).step()
+    return maxl.primary_loss(x, y).item()
+
+
 def test_forward_works_where_the_second_derivative_is_missing():
     # mobilenet_v3's hardsigmoid can't be differentiated twice.
     maxl = MAXL(torchvision_model("mobilenet_v3_small")().double(), PSI, entropy_weight=0.0)
     x, y = torch.randn(3, 3, 32, 32).double(), torch.tensor([0, 1, 2])
-    assert hypergradient(maxl, x, y, "forward").norm() > 0
+    found = hypergradient(maxl, x, y, "forward")
+    direction, length = torch.randn_like(found), 1e-7
+    start = nn.utils.parameters_to_vector(maxl.generator.parameters()).detach()
+    values = []
+    for sign in (1, -1):
+        nn.utils.vector_to_parameters(start + sign * length * direction, maxl.generator.parameters())
+        values.append(meta_loss_after_a_real_step(maxl, x, y))
+    assert (values[0] - values[1]) / (2 * length) == pytest.approx((found @ direction).item(), rel=1e-4)
     with pytest.raises(RuntimeError, match="hardsigmoid"):
         maxl.hypergradient(x, y, method="unrolled")
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -405,7 +406,7 @@ class Scaled(nn.Module):
     def forward(self, x):
         with torch.no_grad():
             size = x.square().mean(dim=0).sqrt()
-            size = size * 1.5
+            size = size * F.linear(x, torch.eye(16, dtype=x.dtype)).abs().mean() + 1.0
         return x / size - x.detach() / 3
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import re
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,7 +152,7 @@ def test_own_state_dict_loads_into_the_bare_model():
     [
         (lambda head, x: head(x[:, :2]), RuntimeError),
         (lambda head, x: head(x).no_such_method(), AttributeError),
-        (lambda head, x: {"out": head(x)}, TypeError),
+        (lambda head, x: {"scores": head(x)}, TypeError),
     ],
     ids=["in-head", "after-head", "output"],
 )
@@ -237,17 +239,88 @@ def test_tokens_pooled_after_a_linear_head_leave_the_classes():
     torch.testing.assert_close(auxiliary, network.auxiliary_head(x).mean(dim=1))
 
 
+def test_position_picked_after_a_linear_head_is_picked_of_the_auxiliary_logits_too():
+    torch.manual_seed(0)
+    last = torch.tensor([4, 0])
+    model = Wrapped(lambda head, x: head(x)[torch.arange(2), last])
+    network, x = multi_task_network(model, C, K, None, None), torch.randn(2, 5, 8)
+    primary, auxiliary = network(x)
+    assert primary.shape == (2, C)
+    assert torch.equal(auxiliary, network.auxiliary_head(x)[torch.arange(2), last])
+
+
 def test_head_called_by_keyword_is_seen():
     network = multi_task_network(Wrapped(lambda head, x: head(input=x)), C, K, None, None)
     x = torch.ones(2, 8)
     assert torch.equal(network(x)[1], network.auxiliary_head(x))
 
 
-@pytest.mark.parametrize("output", [dict, tuple, list])
-def test_model_that_returns_no_tensor_raises(output):
-    model = Wrapped(lambda head, x: output({"out": head(x)}))
-    with pytest.raises(TypeError, match=f"`model` must return its logits as one tensor, found {output.__name__}. Wrap"):
-        multi_task_network(model, C, K, None, None)(torch.ones(2, 8))
+Named = namedtuple("Named", ["logits", "extra"])
+RETURNS = {
+    "dict": lambda logits: {"loss": None, "logits": logits},
+    "segmentation": lambda logits: {"out": logits, "aux": -logits},
+    "object": lambda logits: SimpleNamespace(loss=None, logits=logits),
+    "named tuple": lambda logits: Named(logits, -logits),
+}
+
+
+@pytest.mark.parametrize("wrap", RETURNS.values(), ids=RETURNS)
+def test_logits_are_found_in_what_the_model_returns_and_its_output_is_untouched(wrap):
+    maxl, x, y = MAXL(Wrapped(lambda head, x: wrap(head(x))), PSI), torch.ones(2, 8), torch.tensor([0, 3])
+    primary, auxiliary = maxl.network(x)
+    assert torch.equal(primary, maxl.module.head(x))
+    assert torch.equal(auxiliary, maxl.network.auxiliary_head(x))
+    assert type(maxl(x)) is type(wrap(x))
+    assert maxl.generator(x, y).shape == (2, K)
+    assert maxl.hypergradient(x, y).outputs.shape == (2, C)
+
+
+def test_generator_without_logits_is_named_in_the_error():
+    with pytest.raises(
+        TypeError,
+        match=r"`generator`, or the `model` .* must return its logits, .*, found a dict with 'scores'. Wrap it",
+    ):
+        LabelGenerator(Wrapped(lambda head, x: {"scores": head(x)}), PSI)(torch.ones(2, 8), torch.tensor([0, 1]))
+
+
+class Keywords(nn.Module):
+    """Takes two tensors by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, C)
+
+    def forward(self, left, right=None):
+        return self.head(left if right is None else left - right)
+
+
+def test_mapping_is_passed_as_keyword_arguments_to_the_model_and_to_its_copy():
+    maxl, y = MAXL(Keywords(), PSI), torch.tensor([0, 1])
+    x = {"right": torch.ones(2, 8), "left": torch.randn(2, 8)}
+    expected = maxl.module(x["left"], x["right"])
+    assert torch.equal(maxl.network(x)[0], expected)
+    for output in (maxl(x), maxl(**x), maxl(x["left"], x["right"]), maxl(x["left"], right=x["right"])):
+        assert torch.equal(output, expected)
+    assert torch.equal(maxl.generator(x, y), masked_softmax(maxl.generator.body(**x), y, PSI))
+
+
+def test_headless_backbone_takes_a_mapping_too():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 5)
+
+        def forward(self, left, right):
+            return self.layer(left - right)
+
+    maxl = MAXL(Backbone(), PSI, num_features=5)
+    x = {"right": torch.ones(2, 8), "left": torch.randn(2, 8)}
+    assert torch.equal(maxl(x), maxl.network(x)[0])
+    assert maxl.generator(x, torch.tensor([0, 1])).shape == (2, K)
+    maxl.module.forward = lambda **x: {"pooler_output": x["left"]}
+    for door in (maxl, maxl.network):
+        with pytest.raises(TypeError, match=r"must return its features, as one tensor, found a dict with 'pooler_outp"):
+            door(x)
 
 
 @pytest.mark.parametrize(

@@ -30,17 +30,30 @@ ORDER = (
     "hierarchy",
     "losses",
     "heads",
+    "calls",
+    "copies",
     "networks",
     "cloning",
     "rules",
+    "shadow_step",
     "inner_step",
     "passes",
+    "snapshots",
+    "meter",
+    "micro_batches",
     "forward_mode",
+    "finite_difference",
+    "compiled_pass",
+    "inner_pass",
     "hypergradient",
+    "updates",
     "steps",
     "learner",
     "algorithm",
     "maxl",
+    "differences",
+    "probes",
+    "model_check",
     "sources",
     "kmeans",
     "measures",
@@ -51,9 +64,9 @@ ORDER = (
     "training",
     "__init__",
 )
-OPTIONAL = ("higher", "learn2learn", "matplotlib", "sklearn", "torchvision")
+OPTIONAL = ("higher", "learn2learn", "matplotlib", "sklearn", "timm", "torchopt", "torchvision", "transformers")
 CORE = {"numpy", "torch"}
-TARGETS = ("demo", "test", "lint", "package", "clean", "help")
+TARGETS = ("demo", "bench", "test", "lint", "package", "clean", "help")
 
 
 def run(*command: str) -> str:

@@ -1,0 +1,71 @@
+"""What is measured on: a network, a batch and the arithmetic, the same for every contender."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maxl_l2l import MAXL
+
+from .contenders import LR
+from .networks import network
+
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure on.
+
+    Attributes:
+        network: Its name, as in :func:`~benchmarks.networks.network`.
+        batch: Images of 32x32 in a batch.
+        psi: Sub-classes per primary class.
+        inner_steps: Steps of the inner loop.
+        device: ``cpu``, ``cuda`` or the like.
+        precision: ``float32``; ``tf32``, which a GPU rounds to in products; ``bf16``, by autocast.
+    """
+
+    network: str
+    batch: int = 100
+    psi: tuple[int, ...] = (5,) * 20
+    inner_steps: int = 1
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def learner(self) -> MAXL:
+        """A new learner, with the same weights at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return MAXL(network(self.network, len(self.psi)), self.psi, lr=LR).to(self.device)
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Images ``[N, 3, 32, 32]`` and their primary labels, the same at every call."""
+        numbers = torch.Generator().manual_seed(1)
+        x = torch.randn(self.batch, 3, 32, 32, generator=numbers)
+        y = torch.randint(0, len(self.psi), (self.batch,), generator=numbers)
+        return x.to(self.device), y.to(self.device)
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """The precision that iterations run in."""
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        # Contenders move weights between passes, so a pass may not find the last one's casted copies.
+        half = torch.autocast(
+            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        )
+        try:
+            with half:
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+    def synchronize(self) -> None:
+        """Waits for the device."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)

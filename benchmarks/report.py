@@ -1,0 +1,76 @@
+"""Reports: the results as rows, and these as a table in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import quantiles
+from typing import Any
+
+from .case import Case
+from .contenders import CONTENDERS
+from .measure import Result
+
+MIB = 2**20
+COLUMNS = ("", "Seconds", "Ratio to single task", "Peak memory, MiB", "Relative error", "Of the method", "")
+
+
+def rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row a contender, with medians and quartiles over the repeats.
+
+    The ratio is taken repeat by repeat, between iterations that ran one shortly after the other.
+    """
+    single = next((result.seconds for result in results if result.contender == "single"), [])
+    return [
+        {
+            "network": case.network,
+            "contender": result.contender,
+            "title": CONTENDERS[result.contender].title,
+            "seconds": spread(result.seconds),
+            "ratio": spread([ours / one for ours, one in zip(result.seconds, single)]),
+            "peak_mib": None if result.peak_bytes is None else round(result.peak_bytes / MIB, 1),
+            "error": result.error,
+            "method_error": result.method_error,
+            "method_error_without_entropy": result.method_error_without_entropy,
+            "note": note(result),
+        }
+        for result in results
+    ]
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Median and quartiles; None without values."""
+    if not values:
+        return None
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": middle, "low": low, "high": high}
+
+
+def note(result: Result) -> str:
+    if result.failure is None:
+        return ""
+    return f"with math attention; else fails: {result.failure}" if result.math_attention else f"fails: {result.failure}"
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table in Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for row in found:
+        seconds, ratio = row["seconds"], row["ratio"]
+        cells = [
+            row["title"],
+            "" if seconds is None else f"{seconds['median']:.4g}",
+            "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+            "" if row["error"] is None else f"{row['error']:.1e}",
+            error_cell(row),
+            row["note"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def error_cell(row: dict[str, Any]) -> str:
+    if row["method_error"] is None:
+        return ""
+    without = row["method_error_without_entropy"]
+    return f"{row['method_error']:.1e}" + ("" if without is None else f" ({without:.1e} if there were no entropy term)")
