@@ -110,8 +110,10 @@ def output_tangent(
     buffers: Mapping[str, Tensor],
     rng: RandomState,
     tape: Tape | None = None,
-) -> Tensor | None:
+) -> tuple[Tensor, Tensor | None]:
     """Differentiates the auxiliary outputs of a network along a direction, by one pass with dual numbers.
+
+    Fused recurrent and transformer kernels have no forward-mode rule; see :func:`plain_kernels`.
 
     Args:
         network: ``x -> (primary outputs, auxiliary outputs)``; neither its buffers nor its parameters change.
@@ -122,34 +124,16 @@ def output_tangent(
         tape: What was kept of that pass, at the same parameters; used up.
 
     Returns:
-        The tangent, of the shape of the auxiliary outputs; None if these do not depend on the direction.
+        The auxiliary outputs; and their tangent, None if they do not depend on the direction.
 
     Raises:
         UnsupportedOperatorError: An operator of the network has no forward-mode rule; it is named.
     """
-    if not direction:
-        return None
-    try:
-        return _tangent(network, x, direction, buffers, rng, tape or Tape())
-    except NotImplementedError:
-        # Fused recurrent and transformer kernels have no forward-mode rule, what they are made of has.
-        with _plain_kernels():
-            return _tangent(network, x, direction, buffers, rng, Tape())
-
-
-def _tangent(
-    network: nn.Module,
-    x: Any,
-    direction: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    rng: RandomState,
-    tape: Tape,
-) -> Tensor | None:
     _load_forward_mode_rules()
     parameters = dict(network.named_parameters())
     scale = _scale(parameters, direction)
     # With gradients enabled, so that a no_grad of the network's own can be told; nothing here requires one.
-    with torch.enable_grad(), rng.again(), forward_ad.dual_level(), _Duals(tape):
+    with torch.enable_grad(), rng.again(), forward_ad.dual_level(), _Duals(tape or Tape()):
         duals = {name: parameter.detach() for name, parameter in parameters.items()}
         for name, part in direction.items():
             duals[name] = forward_ad.make_dual(duals[name], part if scale is None else part * scale.to(part))
@@ -159,8 +143,8 @@ def _tangent(
             raise UnsupportedOperatorError(
                 f"method 'forward' needs a forward-mode rule for every operator of the network: {error}"
             ) from error
-        tangent: Tensor | None = forward_ad.unpack_dual(auxiliary).tangent
-        return tangent if tangent is None or scale is None else tangent.float() / scale
+        outputs, tangent = _parts(auxiliary)
+        return outputs, tangent if tangent is None or scale is None else tangent.float() / scale
 
 
 def _scale(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Tensor | None:
@@ -368,8 +352,8 @@ def _parts(tensor: Tensor | None) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Switches off the fused recurrent and transformer kernels."""
+def plain_kernels() -> Iterator[None]:
+    """Switches off the fused recurrent and transformer kernels; what they are made of has forward-mode rules."""
     fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]

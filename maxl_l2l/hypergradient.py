@@ -14,6 +14,7 @@ so one forward-mode pass along v' and a second derivative of the loss function a
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import NonFiniteError, UnsupportedOperatorError
 from .finite_difference import Line, output_difference
-from .forward_mode import Tape, output_tangent
+from .forward_mode import Tape, output_tangent, plain_kernels
 from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, backward, summary
 from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
-from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, virtual_pass
+from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, norm, virtual_pass
 
 
 class StepResult(NamedTuple):
@@ -244,11 +245,18 @@ class _Run:
 
 def _forward(run: _Run) -> Derivatives:
     """The hypergradient by one forward-mode pass; see the derivation above."""
-    grads = run.inner_gradient(with_tape=True)
+    experience = run.bilevel.experience
+    # The first time nothing is reused, so that outputs that differ from one pass to the next are seen.
+    grads = run.inner_gradient(with_tape=experience.repeats)
     meta_loss, direction = run.look_ahead(grads)
 
     def label_grad(one: NetworkPass) -> Tensor | None:
-        tangent = output_tangent(run.bilevel.network, one.x, direction, one.start, one.rng, one.tape)
+        if not direction:
+            return None
+        outputs, tangent = output_tangent(run.bilevel.network, one.x, direction, one.start, one.rng, one.tape)
+        if not experience.repeats:
+            experience.repeats = True
+            _warn_unless_repeated(one.auxiliary, outputs)
         return None if tangent is None else one.label_grad(tangent)
 
     return run.derivatives(grads, map(label_grad, run.passes), meta_loss)
@@ -288,6 +296,19 @@ def _unrolled(run: _Run) -> Derivatives:
         torch.autograd.grad(meta_loss, labels, allow_unused=True) if meta_loss.requires_grad else [None] * len(labels)
     )
     return run.derivatives(grads, found, meta_loss)
+
+
+def _warn_unless_repeated(expected: Tensor, found: Tensor) -> None:
+    """Warns if a pass does not give what an earlier one with the same parameters, buffers and random state gave."""
+    tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
+    if norm([found.detach() - expected]) > tolerance * norm([expected]):
+        warnings.warn(
+            "`model` gave other outputs in a second pass with the same parameters, buffers and random numbers of "
+            "torch: the hypergradient is then that of neither pass. Draw random numbers from torch (not random or "
+            "numpy), keep what changes in a forward pass in buffers, and see check_model(maxl, x, y).",
+            RuntimeWarning,
+            stacklevel=8,
+        )
 
 
 def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
@@ -348,17 +369,20 @@ def differentiate(
     it, so that they also share its dropout masks. A network with an operator that has no forward-mode rule falls back
     on the double backward pass, and one that has no second derivative either on finite differences.
     """
-    options = options or Options()
+    options, experience = options or Options(), bilevel.experience
     state = RandomState(cuda_devices(bilevel.network))
-    with sdpa_kernel(SDPBackend.MATH):
-        while True:
-            method = bilevel.experience.fallbacks.get(options.method, options.method)
-            try:
+    while True:
+        method = experience.fallbacks.get(options.method, options.method)
+        kernels = plain_kernels() if experience.plain_kernels else contextlib.nullcontext()
+        try:
+            with sdpa_kernel(SDPBackend.MATH), kernels:
                 return METHODS[method](_Run(bilevel, batch, meta_batch, inner, options))
-            except (UnsupportedOperatorError, RuntimeError) as error:
-                if not _falls_back(bilevel.experience.fallbacks, options.method, method, error):
-                    raise
-            state.restore()
+        except (UnsupportedOperatorError, RuntimeError) as error:
+            if isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
+                experience.plain_kernels = True
+            elif not _falls_back(experience.fallbacks, options.method, method, error):
+                raise
+        state.restore()
 
 
 def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Exception) -> bool:

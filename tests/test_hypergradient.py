@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -610,3 +611,43 @@ def test_non_finite_meta_loss_is_named():
     with pytest.raises(NonFiniteError, match="the meta loss is nan"):
         maxl.hypergradient(*batch(), optimizer=optimizer, meta_batch=(meta_x * math.nan, meta_y))
     assert all(p.grad is None for p in maxl.generator.parameters())
+
+
+class Noisy(nn.Module):
+    """Draws from numpy, which no restored state of torch repeats."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = np.random.default_rng(0)
+
+    def forward(self, x):
+        return x * torch.from_numpy(self.numbers.normal(1.0, 0.5, x.shape))
+
+
+def test_randomness_outside_of_torch_is_warned_of_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), Noisy(), nn.Tanh(), nn.Linear(16, 2)).double()
+    maxl = MAXL(model, PSI, generator=LabelGenerator(nn.Linear(8, 7).double(), PSI))
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    with pytest.warns(RuntimeWarning, match=r"`model` gave other outputs in a second pass .* check_model"):
+        maxl.hypergradient(x, y)
+    maxl.hypergradient(x, y)  # a second warning would be an error here
+
+
+def test_float32_lstm_has_the_same_dropout_mask_in_all_passes():
+    # Its fused kernel has no forward-mode rule, and draws its masks otherwise than the plain one.
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(4, 8, num_layers=2, dropout=0.5, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    maxl = MAXL(Recurrent(), PSI, entropy_weight=0.0)
+    x, y = torch.randn(6, 5, 4), torch.randint(0, 2, (6,))
+    forward = hypergradient(maxl, x, y)
+    assert torch.backends.mkldnn.enabled
+    assert relative(forward, hypergradient(maxl, x, y, method="unrolled")) < 1e-4
