@@ -59,7 +59,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     arguments = parsed()
     # Imported once in the server that measuring processes are forked from, not once in each.
-    multiprocessing.set_forkserver_preload(["benchmarks.run"])
+    multiprocessing.set_forkserver_preload(["benchmarks.measure"])
     about = environment(arguments)
     if arguments.networks:
         measure_costs(arguments, about)

@@ -31,6 +31,17 @@ BILINEAR = {
 """Functions ``(input, weight, bias=None, ...)`` that are linear in each of input and weight."""
 
 
+MIN_PRODUCTS = 1024
+"""Products that an entry of a result must take to be kept: early layers have large results, quickly computed."""
+
+
+def _is_worth_keeping(func: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    if func not in BILINEAR:
+        return False
+    weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
+    return weight[0].numel() >= MIN_PRODUCTS
+
+
 def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
     """A function of torch that modes see as one, in a form in which they see the functions that it calls."""
     assert isinstance(func, types.FunctionType)
@@ -44,9 +55,9 @@ OPENED = {F.multi_head_attention_forward: _opened(F.multi_head_attention_forward
 
 class Tape(TorchFunctionMode):
     """Keeps of a pass what a forward-mode pass would otherwise compute again: the results of convolutions and linear
-    layers, the places of maxima, and on the CPU the statistics of BatchNorm.
+    layers that take many products each, and on the CPU the statistics of BatchNorm.
 
-    It saves the forward-mode pass a third of its work, for about half of the memory that the pass itself takes.
+    Of a VGG it spares the forward-mode pass a quarter of its work, for a fifth of what the pass keeps for backward.
     """
 
     def __init__(self) -> None:
@@ -62,17 +73,13 @@ class Tape(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
-        if func is F.max_pool2d and not kwargs.get("return_indices"):
-            result, places = func(*args, **{**kwargs, "return_indices": True})
-            self.keep("max_pool2d", result, places)
-            return result
         # On the CPU the kernel whose statistics can be had is the one that F.batch_norm takes.
         if func is F.batch_norm and args[0].device.type == "cpu" and _is_plain_batch_norm(*args, **kwargs):
             result, mean, rstd = _native_batch_norm(*args, **kwargs)
             self.keep("batch_norm", mean, rstd)
             return result
         result = func(*args, **kwargs)
-        if func in BILINEAR:
+        if _is_worth_keeping(func, *args, **kwargs):
             self.keep(func.__name__, result)
         return result
 
@@ -97,7 +104,7 @@ class CopyingTape(TorchFunctionMode):
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in BILINEAR and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and _is_worth_keeping(func, *args, **(kwargs or {})):
             self.names.append(func.__name__)
             self.values.append(result.clone())
         return result
@@ -176,8 +183,6 @@ class _Duals(TorchFunctionMode):
                 return OPENED[func](*args, **kwargs)
         if func in BILINEAR:
             return self._bilinear(func, *args, **kwargs)
-        if func is F.max_pool2d and not kwargs.get("return_indices"):
-            return self._max_pool(*args, **kwargs)
         if func is F.batch_norm and _is_plain_batch_norm(*args, **kwargs):
             return self._batch_norm(*args, **kwargs)
         if func in OWN_RULES:
@@ -202,7 +207,7 @@ class _Duals(TorchFunctionMode):
     ) -> Tensor:
         """The rule of a product: ``f(x, W)' = f(x, W') + f(x', W)``."""
         (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
-        taken = self._taken(func.__name__)
+        taken = self._taken(func.__name__) if _is_worth_keeping(func, x, w) else None
         value = func(x, w, b, *args, **kwargs) if taken is None else taken[0]
         if dw is None and db is not None:
             dw = torch.zeros_like(w)
@@ -213,16 +218,6 @@ class _Duals(TorchFunctionMode):
             along_input = func(dx, w, None, *args, **kwargs)
             tangent = along_input if tangent is None else tangent.add_(along_input)
         return value if tangent is None else _dual(value, tangent)
-
-    def _max_pool(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The tangent of a maximum is that of the entry it comes from."""
-        taken = self._taken("max_pool2d")
-        _, dx = _parts(input)
-        if taken is None or dx is None:
-            pooled: Tensor = F.max_pool2d(input, *args, **kwargs)
-            return pooled
-        value, places = taken
-        return _dual(value, dx.flatten(-2).gather(-1, places.flatten(-2)).view(value.shape))
 
     def _batch_norm(
         self,
@@ -354,14 +349,17 @@ def _parts(tensor: Tensor | None) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
     """Switches off the fused recurrent and transformer kernels; what they are made of has forward-mode rules."""
-    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), [backend.enabled for backend in backends]
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    for backend in backends:
+        backend.enabled = False
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch.backends.mkldnn.enabled = fused
+        for backend, enabled in zip(backends, fused):
+            backend.enabled = enabled
 
 
 @functools.cache

@@ -380,7 +380,9 @@ def differentiate(
         except (UnsupportedOperatorError, RuntimeError) as error:
             if isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
                 experience.plain_kernels = True
-            elif not _falls_back(experience.fallbacks, options.method, method, error):
+            elif _falls_back(experience.fallbacks, options.method, method, error):
+                experience.plain_kernels = False  # they were no help
+            else:
                 raise
         state.restore()
 

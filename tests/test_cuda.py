@@ -61,19 +61,80 @@ def test_random_state_of_the_gpu_is_left_alone():
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-def test_memory_is_flat_over_steps():
+@pytest.mark.parametrize("options", [{}, {"method": "finite-difference"}, {"method": "unrolled"}, {"micro_batches": 2}])
+def test_memory_is_flat_over_a_thousand_steps(options):
     maxl = MAXL(cnn().double().cuda(), [3, 4])
     optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.01, momentum=0.9)
     generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.001)
     x, y = batch("cuda")
     used = []
+    for index in range(1000):
+        maxl.step(x, y, optimizer, generator_optimizer, **options)
+        if not options:
+            learner = maxl.clone()
+            learner.adapt(learner.loss(x, y))
+            del learner
+        if index % 100 == 99:
+            used.append(torch.cuda.memory_allocated())
+    assert used[-1] == used[0]
+
+
+def test_lstm_of_cudnn_is_differentiated_with_the_same_dropout_mask():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(4, 8, num_layers=2, dropout=0.5, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    maxl = MAXL(Recurrent().double().cuda(), [3, 4], entropy_weight=0.0)
+    x, y = torch.randn(6, 5, 4).double().cuda(), torch.randint(0, 2, (6,)).cuda()
+    forward = grads(maxl, x, y)
+    assert torch.backends.cudnn.enabled
+    unrolled = grads(maxl, x, y, method="unrolled")
+    assert (forward - unrolled).norm() <= 1e-9 * unrolled.norm()
+
+
+def test_finite_differences_are_near_on_the_gpu():
+    maxl = MAXL(cnn().double().cuda(), [3, 4], entropy_weight=0.0)
+    exact = grads(maxl, *batch("cuda"))
+    assert (grads(maxl, *batch("cuda"), method="finite-difference") - exact).norm() < 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_trains_on_the_gpu(dtype):
+    maxl = MAXL(cnn().cuda(), [3, 4])
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.01, momentum=0.9)
+    generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.001)
+    scaler = torch.amp.GradScaler("cuda") if dtype == torch.float16 else None
+    x, y = batch("cuda", torch.float32)
+    before = [parameter.detach().clone() for parameter in maxl.parameters()]
     for _ in range(20):
-        maxl.step(x, y, optimizer, generator_optimizer)
-        learner = maxl.clone()
-        learner.adapt(learner.loss(x, y))
-        del learner
-        used.append(torch.cuda.memory_allocated())
-    assert used[-1] == used[5]
+        with torch.autocast("cuda", dtype):
+            result = maxl.step(x, y, optimizer, generator_optimizer, scaler=scaler)
+    assert result.primary_loss.isfinite()
+    assert not result.skipped
+    assert any(not torch.equal(one, other) for one, other in zip(before, maxl.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_learner_trains_as_the_plain_one_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    torch.manual_seed(0)
+    plain = MAXL(cnn().double().cuda(), [3, 4])
+    compiled = copy.deepcopy(plain)
+    compiled.compile()
+    states = []
+    for maxl in (plain, compiled):
+        optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1, momentum=0.9)
+        generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
+        torch.manual_seed(1)
+        for _ in range(3):
+            maxl.step(*batch("cuda"), optimizer, generator_optimizer)
+        states.append(maxl.state_dict())
+    torch.testing.assert_close(*states, rtol=1e-7, atol=1e-9)
 
 
 def test_fit_moves_batches_to_the_learners_device(tmp_path):

@@ -651,3 +651,31 @@ def test_float32_lstm_has_the_same_dropout_mask_in_all_passes():
     forward = hypergradient(maxl, x, y)
     assert torch.backends.mkldnn.enabled
     assert relative(forward, hypergradient(maxl, x, y, method="unrolled")) < 1e-4
+
+
+HABITS = {
+    "channels last": lambda model, x: (
+        model.to(memory_format=torch.channels_last),
+        x.to(memory_format=torch.channels_last),
+    ),
+    "SyncBatchNorm": lambda model, x: (nn.SyncBatchNorm.convert_sync_batchnorm(model), x),
+    "evaluation mode": lambda model, x: (model.eval(), x),
+    "float32 by default": lambda model, x: (model.float(), x.float()),
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("weights_decay", [0.0, 0.1])
+def test_training_habits_keep_it_exact(habit, weights_decay):
+    torch.manual_seed(0)
+    x, y = batch()
+    model, x = HABITS[habit](cnn().double(), x)
+    maxl = MAXL(model, PSI, entropy_weight=0.0).train(model.training)
+    optimizer = torch.optim.AdamW(maxl.network.parameters(), lr=0.01, weight_decay=weights_decay)
+    generator_optimizer = torch.optim.AdamW(maxl.generator.parameters(), lr=0.01)
+    for _ in range(2):
+        maxl.step(x, y, optimizer, generator_optimizer)
+    forward = hypergradient(maxl, x, y, optimizer=optimizer)
+    unrolled = hypergradient(maxl, x, y, optimizer=optimizer, method="unrolled")
+    assert unrolled.norm() > 0
+    assert relative(forward, unrolled) < (1e-4 if x.dtype == torch.float32 else 1e-10)
