@@ -31,7 +31,7 @@ from .inner_step import InnerStep
 from .learner import Learner
 from .losses import at_least_float32
 from .networks import multi_task_network
-from .passes import buffer_copies, virtual_pass
+from .passes import RandomState, buffer_copies, cuda_devices, virtual_pass
 from .steps import add_hypergradient, fused_step, generator_step, network_step
 from .updates import Updates
 
@@ -237,7 +237,7 @@ class AuxiliaryLabelGenerator(Learner):
         """One fused iteration: a step of the network on L1, and a step of the generator by its hypergradient.
 
         The network's own step is the inner step, so it is computed once. All is computed before anything is changed: a
-        call that raises changes nothing but the random state, unless an optimizer's own step raises.
+        call that raises changes nothing, unless it is an optimizer's own step that raises.
 
         Args:
             x: Training samples, N of them.
@@ -272,7 +272,8 @@ class AuxiliaryLabelGenerator(Learner):
         self._check_optimizer(optimizer)
         self._check_generator_optimizer(generator_optimizer)
         updates = self._updates(max_grad_norm, scaler)
-        return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
+        with self._random_state().restored_on_error():
+            return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
 
     def network_step(
         self,
@@ -308,15 +309,16 @@ class AuxiliaryLabelGenerator(Learner):
         self.check_batch(x, y)
         self._check_optimizer(optimizer)
         options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
-        if not auxiliary:
-            targets = None
-        elif targets is None:
-            with torch.no_grad():
-                targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
-            self.check_targets(targets, y)
-        else:
-            self._check_given(targets, y)
-        return network_step(self._bilevel(), (x, y), targets, optimizer, options, updates)
+        with self._random_state().restored_on_error():
+            if not auxiliary:
+                targets = None
+            elif targets is None:
+                with torch.no_grad():
+                    targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
+                self.check_targets(targets, y)
+            else:
+                self._check_given(targets, y)
+            return network_step(self._bilevel(), (x, y), targets, optimizer, options, updates)
 
     def generator_step(
         self,
@@ -342,7 +344,8 @@ class AuxiliaryLabelGenerator(Learner):
         updates = self._updates(max_grad_norm, scaler)
         inner = self._inner_step(optimizer, max_grad_norm)
         self._check_generator_optimizer(generator_optimizer)
-        return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
+        with self._random_state().restored_on_error():
+            return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the passes of both networks that :meth:`step` and its relatives are made of.
@@ -382,6 +385,9 @@ class AuxiliaryLabelGenerator(Learner):
     def _bilevel(self) -> Bilevel:
         passes = self._passes or (plain_pass(self.network), plain_pass(self.generator))
         return Bilevel(self.network, self.generator, self.objective, self.check_targets, self._experience, *passes)
+
+    def _random_state(self) -> RandomState:
+        return RandomState(cuda_devices(self.network))
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
         if optimizer is None:

@@ -131,6 +131,15 @@ class RandomState:
             torch.cuda.set_rng_state(state, device)
 
     @contextlib.contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Puts the generators back into that state if what runs inside raises."""
+        try:
+            yield
+        except BaseException:
+            self.restore()
+            raise
+
+    @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Draws inside what was drawn from that state on; outside, the generators go on as if nothing had happened."""
         now = RandomState(self.devices)
