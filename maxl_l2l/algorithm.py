@@ -189,10 +189,11 @@ class AuxiliaryLabelGenerator(Learner):
             y: Their primary labels, first dimension N.
             meta_batch: ``(x', y')`` of the meta loss; ``(x, y)`` if None.
             optimizer: Whose rule, state and groups the inner step follows; SGD with this learner's lr if None.
-            method: ``"forward"``, one forward-mode pass, exact; ``"unrolled"``, a double backward pass, the same value;
-                ``"finite-difference"``, a difference of two passes instead of the forward-mode one;
-                ``"regularizer"``, the regulariser's gradient alone, the control without a hypergradient. A network that
-                ``"forward"`` can't differentiate falls back on the next of these, with a warning.
+            method: ``"forward"``, one forward-mode pass, exact; ``"unrolled"``, a double backward pass, the same value
+                (not with activation checkpointing); ``"finite-difference"``, a difference of two passes instead of the
+                forward-mode one; ``"regularizer"``, the regulariser's gradient alone, the control without a
+                hypergradient. A network that ``"forward"`` can't differentiate falls back on the next of these, with a
+                warning.
             epsilon: Euclidean distance in theta_1 of the finite difference. If None, the one of the smallest error is
                 looked for, here at each call, in :meth:`step` at the first and then at every hundredth.
             micro_batches: Parts that the batches are split into, to save memory; the result is that of the whole batch
@@ -361,7 +362,7 @@ class AuxiliaryLabelGenerator(Learner):
         options = compile_options(*args, **kwargs)
         self._passes = (
             CompiledPass(self.network, "read", self.network.reading, options),
-            CompiledPass(self.generator, "forward", contextlib.nullcontext, options),
+            CompiledPass(self.generator, "__call__", contextlib.nullcontext, options),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -411,7 +412,8 @@ class AuxiliaryLabelGenerator(Learner):
             check_number(max_grad_norm, "max_grad_norm", "Leave it out for no clipping.", positive=True)
         if scaler is not None:
             check_kind(scaler, GradScaler, "scaler", "Make it with torch.amp.GradScaler().")
-        elif _in_float16(self.network):
+            scaler = scaler if scaler.is_enabled() else None
+        if scaler is None and _in_float16(self.network):
             warnings.warn(
                 "`scaler` is None under float16 autocast: small gradients become 0 and large ones infinite. "
                 "Pass scaler=torch.amp.GradScaler(), or use bfloat16.",

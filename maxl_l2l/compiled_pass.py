@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .forward_mode import CopyingTape, Tape
+from .forward_mode import CopyingTape, Tape, product_key
 from .passes import placed, take_over
 
 
@@ -33,7 +34,10 @@ class CompiledPass:
     ) -> None:
         self.module, self.around = module, around
         self.caller = _Caller(module, traced)
-        self.compiled = torch.compile(self._call, **options)
+        # A code object of its own: torch.compile counts recompilations by it, and gives up after some.
+        function = type(self)._call
+        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        self.compiled = torch.compile(types.MethodType(own, self), **options)
 
     def __call__(
         self, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any, tape: Tape | None = None
@@ -42,22 +46,22 @@ class CompiledPass:
         places, state = placed(self.module, parameters, buffers)
         state = {f"module.{place}": tensor for place, tensor in state.items()}
         with self.around():
-            result, names, values, moved = self.compiled(state, args, tape is not None)
+            result, products, moved = self.compiled(state, args, tape is not None)
         take_over(buffers, places, {place: moved[f"module.{place}"] for place in places})
         if tape is not None:
-            for name, value in zip(names, values):
-                tape.keep(name, value)
+            for name, shape, weight, value in zip(*products):
+                tape.keep(product_key(name, shape, weight), value)
         return result
 
     def _call(
         self, state: dict[str, Tensor], args: tuple[Any, ...], keep: bool
-    ) -> tuple[Any, list[str], list[Tensor], dict[str, Tensor]]:
+    ) -> tuple[Any, tuple[list[Any], ...], dict[str, Tensor]]:
         if not keep:
-            return functional_call(self.caller, state, args, tie_weights=False), [], [], state
+            return functional_call(self.caller, state, args, tie_weights=False), ([], [], [], []), state
         tape = CopyingTape()
         with tape:
             result = functional_call(self.caller, state, args, tie_weights=False)
-        return result, tape.names, tape.values, state
+        return result, (tape.names, tape.shapes, tape.weights, tape.values), state
 
 
 def compile_options(**options: Any) -> dict[str, Any]:

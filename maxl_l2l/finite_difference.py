@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from .losses import at_least_float32
 from .passes import RandomState, clones, norm, virtual_pass
 
 SEARCH_EVERY = 100
@@ -65,6 +67,8 @@ class Line:
         rng: RandomState,
     ) -> None:
         self.network, self.x, self.direction, self.buffers, self.rng = network, x, direction, buffers, rng
+        if torch.is_autocast_enabled(next(network.parameters()).device.type):
+            self.x = tree_map_only(Tensor, at_least_float32, x)  # passes are made without autocast
         self.parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
         size = norm([self.parameters[name] for name in direction])
         self.size = torch.where(size > 0, size, 1.0)  # parameters that are all zero have no size to go by

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,12 +34,21 @@ BILINEAR = {
 MIN_PRODUCTS = 1024
 """Products that an entry of a result must take to be kept: early layers have large results, quickly computed."""
 
+Key = tuple[Any, ...]
 
-def _is_worth_keeping(func: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    if func not in BILINEAR:
-        return False
-    weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
-    return weight[0].numel() >= MIN_PRODUCTS
+
+def _is_worth_keeping(func: Callable[..., Any], weight: Tensor) -> bool:
+    return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= MIN_PRODUCTS
+
+
+def product_key(name: str, shape: Iterable[int], weight: Tensor) -> Key:
+    """What tells a product from others: function, shape of the input, place of the weight."""
+    return (name, tuple(shape), weight.data_ptr(), tuple(weight.shape))
+
+
+def _in_transform() -> bool:
+    """Whether a function runs inside of torch.func's vmap, grad or jvp, whose tensors are not ours to look into."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,13 +71,13 @@ class Tape(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[tuple[str, tuple[Tensor, ...], int]] = []
+        self.kept: dict[Key, list[tuple[tuple[Tensor, ...], int]]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():  # the forward-mode pass does not ask for it
+        if not torch.is_grad_enabled() or _in_transform():  # the forward-mode pass does not ask for it
             return func(*args, **kwargs)
         if func in OPENED:
             with self:
@@ -76,38 +85,64 @@ class Tape(TorchFunctionMode):
         # On the CPU the kernel whose statistics can be had is the one that F.batch_norm takes.
         if func is F.batch_norm and args[0].device.type == "cpu" and _is_plain_batch_norm(*args, **kwargs):
             result, mean, rstd = _native_batch_norm(*args, **kwargs)
-            self.keep("batch_norm", mean, rstd)
+            weight = _batch_norm_weight(*args, **kwargs)
+            if isinstance(weight, nn.Parameter):
+                self.keep(product_key("batch_norm", result.shape, weight), mean, rstd)
             return result
         result = func(*args, **kwargs)
-        if _is_worth_keeping(func, *args, **kwargs):
-            self.keep(func.__name__, result)
+        weight = _weight(*args, **kwargs) if func in BILINEAR else None
+        # Of parameters alone, whose place in memory is theirs as long as they live.
+        if isinstance(weight, nn.Parameter) and _is_worth_keeping(func, weight):
+            self.keep(product_key(func.__name__, args[0].shape, weight), result)
         return result
 
-    def keep(self, name: str, *tensors: Tensor) -> None:
+    def keep(self, key: Key, *tensors: Tensor) -> None:
         """Keeps tensors of a call, with the version of the first."""
-        self.kept.append((name, tuple(tensor.detach() for tensor in tensors), tensors[0]._version))
+        entry = tuple(tensor.detach() for tensor in tensors), tensors[0]._version
+        self.kept.setdefault(key, []).append(entry)
+
+    def take(self, key: Key) -> tuple[Tensor, ...] | None:
+        """Gives away what was kept of the next such call, unless something has since been written over it."""
+        if not self.kept.get(key):
+            return None
+        tensors, version = self.kept[key].pop(0)
+        return tensors if tensors[0]._version == version else None
 
 
 class CopyingTape(TorchFunctionMode):
     """A tape for code that is compiled, which can't tell by a version whether a result has been written over.
 
     Attributes:
-        names, values: The functions that were called, and copies of what they gave.
+        names, shapes, weights, values: Of each product the function, the shape of the input, the weight, and a copy of
+            what it gave.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.shapes: list[list[int]] = []
+        self.weights: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled() and _is_worth_keeping(func, *args, **(kwargs or {})):
+        kwargs = kwargs or {}
+        if func in OPENED and torch.is_grad_enabled():
+            with self:
+                return OPENED[func](*args, **kwargs)
+        result = func(*args, **kwargs)
+        weight = _weight(*args, **kwargs) if func in BILINEAR and torch.is_grad_enabled() else None
+        if isinstance(weight, nn.Parameter) and _is_worth_keeping(func, weight):
             self.names.append(func.__name__)
+            self.shapes.append(list(args[0].shape))
+            self.weights.append(weight)
             self.values.append(result.clone())
         return result
+
+
+def _weight(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return weight
 
 
 def output_tangent(
@@ -146,7 +181,9 @@ def output_tangent(
             duals[name] = forward_ad.make_dual(duals[name], part if scale is None else part * scale.to(part))
         try:
             _, auxiliary = virtual_pass(network, duals, clones(buffers), x)
-        except NotImplementedError as error:
+        except (NotImplementedError, RuntimeError) as error:
+            if not isinstance(error, NotImplementedError) and "Nested forward mode" not in str(error):
+                raise
             raise UnsupportedOperatorError(
                 f"method 'forward' needs a forward-mode rule for every operator of the network: {error}"
             ) from error
@@ -167,8 +204,7 @@ class _Duals(TorchFunctionMode):
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
-        self.kept, tape.kept = tape.kept[::-1], []
-        self.names = {name for name, *_ in self.kept}
+        self.tape = tape
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -177,6 +213,9 @@ class _Duals(TorchFunctionMode):
         if not torch.is_grad_enabled():
             # PyTorch's forward mode takes no notice of no_grad: what backward holds constant must stand still here too.
             args, kwargs = tree_map_only(Tensor, _value, (args, kwargs))
+            return func(*args, **kwargs)
+        # A network may differentiate something itself: that takes the graph of PyTorch's own rules.
+        if _in_transform() or any(isinstance(one, Tensor) and one.requires_grad for one in args):
             return func(*args, **kwargs)
         if func in OPENED:
             with self:
@@ -189,13 +228,6 @@ class _Duals(TorchFunctionMode):
             return OWN_RULES[func](*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _taken(self, name: str) -> tuple[Tensor, ...] | None:
-        """What was kept of the same call in the earlier pass, unless something has since been written over it."""
-        if name not in self.names or not self.kept:
-            return None
-        kept_name, tensors, version = self.kept.pop()
-        return tensors if kept_name == name and tensors[0]._version == version else None
-
     def _bilinear(
         self,
         func: Callable[..., Tensor],
@@ -207,17 +239,20 @@ class _Duals(TorchFunctionMode):
     ) -> Tensor:
         """The rule of a product: ``f(x, W)' = f(x, W') + f(x', W)``."""
         (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
-        taken = self._taken(func.__name__) if _is_worth_keeping(func, x, w) else None
-        value = func(x, w, b, *args, **kwargs) if taken is None else taken[0]
+        if dx is None and dw is None and db is None:
+            return func(x, w, b, *args, **kwargs)
+        kept = _is_worth_keeping(func, w) and self.tape.take(product_key(func.__name__, x.shape, w))
+        value = kept[0] if kept else func(x, w, b, *args, **kwargs)
         if dw is None and db is not None:
             dw = torch.zeros_like(w)
-        if func is F.linear:  # one matrix product rather than one for each entry of a transposed batch
+        if func is F.linear and w.dim() == 2:  # one matrix product rather than one for each entry of a transposed batch
             func = _flat_linear
         tangent = None if dw is None else func(x, dw, db, *args, **kwargs)
         if dx is not None:
             along_input = func(dx, w, None, *args, **kwargs)
             tangent = along_input if tangent is None else tangent.add_(along_input)
-        return value if tangent is None else _dual(value, tangent)
+        assert tangent is not None
+        return _dual(value, tangent)
 
     def _batch_norm(
         self,
@@ -234,7 +269,7 @@ class _Duals(TorchFunctionMode):
         backward kernel is its forward mode too."""
         (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        taken = self._taken("batch_norm")
+        taken = None if w is None else self.tape.take(product_key("batch_norm", x.shape, w))
         if taken is None:
             value, mean, rstd = torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
         else:
@@ -280,6 +315,12 @@ def _native_batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``F.batch_norm`` computes, with the mean and the inverse deviation of each channel."""
     return torch.native_batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps)
+
+
+def _batch_norm_weight(
+    input: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    return weight
 
 
 def _batch_norm_backward(

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import NonFiniteError, UnsupportedOperatorError
@@ -246,17 +246,20 @@ class _Run:
 def _forward(run: _Run) -> Derivatives:
     """The hypergradient by one forward-mode pass; see the derivation above."""
     experience = run.bilevel.experience
-    # The first time nothing is reused, so that outputs that differ from one pass to the next are seen.
-    grads = run.inner_gradient(with_tape=experience.repeats)
+    # Before it is known that a pass repeats the other, nothing of it is reused.
+    grads = run.inner_gradient(with_tape=experience.repeats is True)
     meta_loss, direction = run.look_ahead(grads)
 
     def label_grad(one: NetworkPass) -> Tensor | None:
         if not direction:
             return None
-        outputs, tangent = output_tangent(run.bilevel.network, one.x, direction, one.start, one.rng, one.tape)
-        if not experience.repeats:
-            experience.repeats = True
-            _warn_unless_repeated(one.auxiliary, outputs)
+        network, where = run.bilevel.network, (one.x, direction, one.start, one.rng)
+        outputs, tangent = output_tangent(network, *where, one.tape)
+        if experience.compared < 2:  # without a tape, and the first time with one
+            experience.compared += 1
+            experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs)
+            if not experience.repeats and one.tape is not None:
+                _, tangent = output_tangent(network, *where)
         return None if tangent is None else one.label_grad(tangent)
 
     return run.derivatives(grads, map(label_grad, run.passes), meta_loss)
@@ -292,23 +295,44 @@ def _unrolled(run: _Run) -> Derivatives:
         losses.append(run.bilevel.objective.primary(outputs, y) * (num_samples((x, y)) / run.num_meta_samples))
     meta_loss = torch.stack(losses).sum()
     labels = [one.targets for one in run.labels]
-    found = (
-        torch.autograd.grad(meta_loss, labels, allow_unused=True) if meta_loss.requires_grad else [None] * len(labels)
-    )
+    if not meta_loss.requires_grad:
+        return run.derivatives(grads, [None] * len(labels), meta_loss)
+    with _no_recomputation(run.bilevel.network):
+        found = torch.autograd.grad(meta_loss, labels, allow_unused=True)
     return run.derivatives(grads, found, meta_loss)
 
 
-def _warn_unless_repeated(expected: Tensor, found: Tensor) -> None:
-    """Warns if a pass does not give what an earlier one with the same parameters, buffers and random state gave."""
-    tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
-    if norm([found.detach() - expected]) > tolerance * norm([expected]):
-        warnings.warn(
-            "`model` gave other outputs in a second pass with the same parameters, buffers and random numbers of "
-            "torch: the hypergradient is then that of neither pass. Draw random numbers from torch (not random or "
-            "numpy), keep what changes in a forward pass in buffers, and see check_model(maxl, x, y).",
-            RuntimeWarning,
-            stacklevel=8,
+@contextlib.contextmanager
+def _no_recomputation(network: nn.Module) -> Iterator[None]:
+    """Raises where a module recomputes activations: it would do so at theta_1, even for the pass at theta_1+."""
+
+    def refuse(module: nn.Module, args: object) -> None:
+        raise RuntimeError(
+            "`method` 'unrolled' can't be used with activation checkpointing, whose recomputation has no second "
+            "derivative at the right parameters. Use method='forward'."
         )
+
+    hooks = [module.register_forward_pre_hook(refuse) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _repeats(expected: Tensor, found: Tensor) -> bool:
+    """Whether a pass gives what an earlier one gave, with all that it starts from the same; warns if not."""
+    tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
+    if not norm([found.detach() - expected]) > tolerance * norm([expected]):  # NaN is told of elsewhere
+        return True
+    warnings.warn(
+        "`model` gave other outputs in a second pass with the same parameters, buffers and random numbers of "
+        "torch: the hypergradient is then that of neither pass. Draw random numbers from torch (not random or "
+        "numpy), keep what changes in a forward pass in buffers, and see check_model(maxl, x, y).",
+        RuntimeWarning,
+        stacklevel=8,
+    )
+    return False
 
 
 def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
@@ -356,7 +380,12 @@ FALLBACKS = {
 }
 """What to do where an operator has no rule for a method, and what it means."""
 
-NO_DERIVATIVE = ("derivative for", "does not currently support double backward", "once_differentiable")
+NO_DERIVATIVE = (
+    "derivative for",
+    "activation checkpointing",
+    "does not currently support double backward",
+    "once_differentiable",
+)
 """What PyTorch says where a second derivative is missing."""
 
 

@@ -58,13 +58,15 @@ class Experience:
     Attributes:
         fallbacks: Methods that turned out not to work, each with the one to use instead.
         plain_kernels: Whether all passes need them, see :func:`plain_kernels`: they share dropout masks then.
-        repeats: Whether it is known if a second pass gives the same outputs.
+        repeats: Whether a second pass gives the same outputs; None if that is not known yet.
+        compared: How often outputs have been compared.
         distance: The best distance for finite differences.
     """
 
     fallbacks: dict[str, str] = field(default_factory=dict)
     plain_kernels: bool = False
-    repeats: bool = False
+    repeats: bool | None = None
+    compared: int = 0
     distance: Distance = field(default_factory=Distance)
 
 

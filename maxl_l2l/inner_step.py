@@ -111,7 +111,7 @@ class InnerStep:
             if grad is None:
                 continue
             counts = tuple(float(state[name]) for name in COUNTS if name in state)
-            filled = tuple(name for name, value in state.items() if value is not None)
+            filled = tuple(name for name, value in state.items() if name in COUNTS or _is_vector(value, parameter))
             key = (group_of[id(parameter)], parameter.dtype, parameter.device, counts, filled)
             members.setdefault(key, []).append(index)
         return [
@@ -182,6 +182,10 @@ class _Bucket:
         shapes = [like[index].shape for index in self.indices]
         parts = flat.split([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes)]
+
+
+def _is_vector(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

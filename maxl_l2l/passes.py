@@ -94,10 +94,16 @@ def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copies values into a module's buffers, by name."""
+    """Copies values into a module's buffers, by name; one that the pass has registered is where it belongs already."""
     with torch.no_grad():
         for name, buffer in module.named_buffers():
-            buffer.copy_(values[name])
+            value = values.get(name)
+            if value is None:
+                continue
+            if value.shape == buffer.shape:
+                buffer.copy_(value)
+            else:  # it has grown
+                buffer.data = value.to(buffer)
 
 
 def buffer_copies(module: nn.Module) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ def shadow_step(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Seque
     for parameter, grad in zip(parameters, grads):
         if grad is not None:
             moving[parameter].grad = grad
-    shadow = copy.copy(optimizer)  # of state and groups alone: hooks and a scheduler's wrapping stay behind
+    shadow = _shell(optimizer)
     shadow.defaults = {**optimizer.defaults, "differentiable": True}
     shadow.param_groups = [_group(group, moving) for group in optimizer.param_groups]
     shadow.state = defaultdict(
@@ -51,6 +51,16 @@ def shadow_step(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Seque
             "enabled."
         )
     return [moving.get(parameter, parameter) for parameter in parameters]
+
+
+def _shell(optimizer: Optimizer) -> Optimizer:
+    """An optimizer of the same class and attributes, without hooks and a scheduler's wrapping."""
+    plain = set(vars(torch.optim.SGD([torch.zeros(())], lr=0.0)))
+    shell: Optimizer = copy.copy(optimizer)
+    for name, value in vars(optimizer).items():
+        if name not in plain and name != "step":
+            setattr(shell, name, copy.copy(value))
+    return shell
 
 
 def _group(group: dict[str, Any], moving: dict[Tensor, Tensor]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .passes import buffer_copies, cuda_devices, write_buffers
 from .updates import Updates
 
 
+@torch.enable_grad()
 def add_hypergradient(
     bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options, updates: Updates
 ) -> StepResult:
@@ -41,6 +42,7 @@ def add_hypergradient(
     return derivatives.result
 
 
+@torch.enable_grad()
 def fused_step(
     bilevel: Bilevel,
     batch: Batch,
@@ -70,6 +72,7 @@ def fused_step(
     return derivatives.result._replace(skipped=skipped)
 
 
+@torch.enable_grad()
 def generator_step(
     bilevel: Bilevel,
     batch: Batch,
@@ -88,6 +91,7 @@ def generator_step(
     return derivatives.result._replace(skipped=skipped)
 
 
+@torch.enable_grad()
 def network_step(
     bilevel: Bilevel, batch: Batch, targets: Tensor | None, optimizer: Optimizer, options: Options, updates: Updates
 ) -> StepResult:

@@ -42,6 +42,7 @@ class Updates:
 
     def take(self, *steps: tuple[Optimizer, Grads], scale: Any) -> None:
         """Sets gradients and lets each optimizer step; the scaler, whose scale is given, skips one that overflowed."""
+        stepped = False
         for optimizer, grads in steps:
             optimizer.zero_grad()
             for parameter, grad in grads.items():
@@ -50,7 +51,8 @@ class Updates:
                 optimizer.step()
             elif grads:
                 self.scaler.step(optimizer)
-        if self.scaler is not None:
+                stepped = True
+        if self.scaler is not None and stepped:
             self.scaler.update()
         # Inside a region of autocast the casted weights are kept until it ends; they are stale now.
         torch.clear_autocast_cache()

@@ -204,3 +204,14 @@ def test_activation_checkpointing_changes_neither_gradient_nor_statistics():
     maxl.network_step(x, y, optimizer)
     assert int(maxl.module.body[1].num_batches_tracked) == 2
     assert int(maxl.generator.body.body[1].num_batches_tracked) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*autocast:FutureWarning")
+def test_double_backward_through_checkpointed_activations_is_refused_before_anything_moves():
+    maxl = MAXL(Checkpointed(recompute=True).double(), PSI)
+    x, y = torch.randn(6, 3, 32, 32).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+    before = copy.deepcopy(maxl.state_dict())
+    with pytest.raises(RuntimeError, match="`method` 'unrolled' can't be used with activation checkpointing"):
+        maxl.hypergradient(x, y, method="unrolled")
+    torch.testing.assert_close(maxl.state_dict(), before, rtol=0, atol=0)
+    assert not any(module._forward_pre_hooks for module in maxl.modules())

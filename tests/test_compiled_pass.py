@@ -150,3 +150,47 @@ def test_inductor_is_told_to_draw_the_random_numbers_of_plain_passes():
         found["options"].items() >= {"fallback_random": True, "max_autotune": True, "triton.cudagraphs": True}.items()
     )
     assert "mode" not in found
+
+
+def test_compiled_attention_is_differentiated(monkeypatch):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.middle, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.middle(self.attention(x, x, x)[0])).mean(1))
+
+    monkeypatch.setattr("maxl_l2l.forward_mode.MIN_PRODUCTS", 1)
+    torch.manual_seed(0)
+    maxl = MAXL(Attention().double(), PSI, head="head", entropy_weight=0.0)
+    x, y = torch.randn(6, 3, 8).double(), torch.randint(0, 2, (6,))
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            maxl.compile(backend="aot_eager")
+        for _ in range(3):
+            maxl.zero_grad()
+            maxl.hypergradient(x, y)
+            found.append(torch.cat([parameter.grad.flatten() for parameter in maxl.generator.parameters()]))
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=1e-10, atol=1e-14)
+
+
+def test_hooks_of_the_generator_are_compiled_with_it():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(192, 7)
+
+        def forward(self, x, y):
+            return self.layer(x.flatten(1))
+
+    torch.manual_seed(0)
+    generator = Plain().double()
+    generator.register_forward_hook(lambda module, args, logits: logits.softmax(dim=1))
+    maxl = MAXL(cnn(0.0), PSI, generator=generator)
+    expected = maxl.hypergradient(*batch()).targets
+    maxl.compile(backend="aot_eager")
+    torch.testing.assert_close(maxl.hypergradient(*batch()).targets, expected)

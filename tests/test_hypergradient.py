@@ -1,7 +1,9 @@
 """The hypergradient: two roads to the same value, central differences of a real update, and the invariants."""
 
 import copy
+import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -687,3 +689,134 @@ def test_training_habits_keep_it_exact(habit, weights_decay):
     unrolled = hypergradient(maxl, x, y, optimizer=optimizer, method="unrolled")
     assert unrolled.norm() > 0
     assert relative(forward, unrolled) < (1e-4 if x.dtype == torch.float32 else 1e-10)
+
+
+class Own(torch.autograd.Function):
+    """A linear function whose own rule calls F.linear."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        ctx.save_for_forward(weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.saved_tensors[0], None
+
+    @staticmethod
+    def jvp(ctx, dx, dw):
+        return F.linear(dx, ctx.saved_tensors[0])
+
+
+class Strange(nn.Module):
+    """Ways to call a layer that the tape and the rules of the forward-mode pass must not mistake for others."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.fixed = torch.randn(8, 8, dtype=torch.float64)
+        self.way = way
+
+    def forward(self, x):
+        return self.head(torch.tanh(getattr(self, self.way)(x)))
+
+    def transform(self, x):
+        return torch.func.grad(lambda v: torch.tanh(self.a(v)).square().sum())(x)
+
+    def vmap(self, x):
+        return torch.vmap(F.linear, in_dims=(0, None))(self.b(x), self.a.weight)
+
+    def own_rule(self, x):
+        return self.b(torch.tanh(Own.apply(torch.tanh(self.a(x)), self.fixed)))
+
+    def own_gradient(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(torch.tanh(self.b(self.a(x))).sum(), x, create_graph=True)[0]
+
+    def computed_weight(self, x):
+        return F.linear(F.linear(x, self.a.weight * 2), self.b.weight.tanh() + self.a.weight)
+
+    def shared(self, x):
+        return self.a(torch.tanh(self.b(torch.tanh(self.a(torch.tanh(self.b(x)))))))
+
+    def vector(self, x):
+        return self.b(x) * F.linear(x, self.a.weight[0]).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    "way", ["transform", "vmap", "own_rule", "own_gradient", "computed_weight", "shared", "vector"]
+)
+def test_strange_calls_are_differentiated_rightly_time_after_time(way, monkeypatch):
+    monkeypatch.setattr("maxl_l2l.forward_mode.MIN_PRODUCTS", 1)
+    torch.manual_seed(0)
+    maxl = MAXL(Strange(way).double(), PSI, head="head", entropy_weight=0.0, lr=0.5)
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    expected = hypergradient(maxl, x, y, method="unrolled")
+    assert expected.norm() > 0
+    for _ in range(3):
+        assert relative(hypergradient(maxl, x, y), expected) < 1e-10
+
+
+def test_layers_dropped_by_other_random_numbers_are_warned_of_and_not_mixed_up(monkeypatch):
+    class Dropped(Strange):
+        def dropped(self, x):
+            return self.a(x) if next(self.turns) else self.b(x)
+
+    monkeypatch.setattr("maxl_l2l.forward_mode.MIN_PRODUCTS", 1)
+    model = Dropped("dropped").double()
+    model.turns = itertools.cycle([True, True, False])
+    maxl = MAXL(model, PSI, head="head", generator=LabelGenerator(nn.Linear(8, 7).double(), PSI))
+    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
+    with pytest.warns(RuntimeWarning, match="gave other outputs"):
+        maxl.hypergradient(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(4):
+            maxl.hypergradient(x, y)
+
+
+class Cached(nn.Module):
+    """Registers a buffer in its first pass, or lets it grow."""
+
+    def __init__(self, grows):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.register_buffer("cache", torch.ones(1, 6) if grows else None)
+
+    def forward(self, x):
+        if self.cache is None or len(self.cache) < len(x):
+            self.cache = torch.ones(len(x), 6, dtype=x.dtype)
+        return self.head(torch.tanh(self.body(x)) * self.cache[: len(x)])
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_buffers_that_come_or_grow_in_a_pass_are_taken_over(grows):
+    torch.manual_seed(0)
+    maxl = MAXL(Cached(grows).double(), PSI, head="head")
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+    generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
+    for size in (3, 6):
+        x, y = torch.randn(size, 8).double(), torch.randint(0, 2, (size,))
+        maxl.step(x, y, optimizer, generator_optimizer)
+        maxl.network_step(x, y, optimizer)
+    assert maxl.module.cache.shape == (6, 6)
+
+
+def test_steps_need_no_gradients_enabled_around_them():
+    maxl, optimizer = trained(OPTIMIZERS["sgd"])
+    before = [parameter.detach().clone() for parameter in maxl.parameters()]
+    with torch.no_grad():
+        maxl.step(*batch(), optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.1))
+        maxl.network_step(*batch(), optimizer)
+    moved = [not torch.equal(one, other) for one, other in zip(before, maxl.parameters())]
+    assert sum(moved) > len(moved) / 2  # but for biases before BatchNorm
+
+
+def test_half_precision_input_under_autocast_is_taken_by_finite_differences():
+    maxl, _ = trained(None, torch.float32)
+    x, y = batch(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        maxl.hypergradient(x, y, method="finite-difference")
+    assert all(parameter.grad.isfinite().all() for parameter in maxl.generator.parameters())

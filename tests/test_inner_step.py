@@ -349,14 +349,27 @@ def test_optimizer_whose_step_leaves_no_graph_raises():
 
 
 def test_subclass_is_followed_by_its_own_step_not_by_its_parents():
-    class Halved(SGD):
+    class Divided(SGD):
+        def __init__(self, parameters, lr, divisor):
+            super().__init__(parameters, lr=lr)
+            self.divisor = divisor
+
         def step(self, closure=None):
             for group in self.param_groups:
-                group["lr"] /= 2
+                group["lr"] /= self.divisor
             super().step()
 
     parameters = new_parameters()
-    optimizer, grads = Halved(parameters, lr=0.1), random_tensors(1, parameters)
+    optimizer, grads = Divided(parameters, lr=0.1, divisor=2), random_tensors(1, parameters)
+    ExponentialLR(optimizer, 0.5)  # wraps the optimizer's step
     stepped = InnerStep(optimizer).look_ahead(parameters, grads)
     assert_all_close(stepped, [(p - 0.05 * g).detach() for p, g in zip(parameters, grads)])
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_state_that_is_no_vector_is_left_to_the_optimizer():
+    parameters, optimizer = after_steps("adam", 2)
+    for parameter in parameters:
+        optimizer.state[parameter]["name"] = "a note of the user's"
+    grads = random_tensors(1, parameters)
+    assert_all_close(InnerStep(optimizer).look_ahead(parameters, grads), real_step(parameters, optimizer, grads))

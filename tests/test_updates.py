@@ -166,3 +166,15 @@ def test_step_size_that_is_not_finite_and_positive_is_refused(epsilon):
     maxl, *_ = learner()
     with pytest.raises(ValueError, match=f"`epsilon` must be a finite number > 0, found {epsilon}"):
         maxl.hypergradient(*batch(), method="finite-difference", epsilon=epsilon)
+
+
+@each_step
+def test_disabled_scaler_is_as_none(name):
+    maxl, optimizer, generator_optimizer = learner()
+    x, y = batch(float("inf"))
+    with pytest.raises(NonFiniteError):
+        STEPS[name](maxl, (x, y), optimizer, generator_optimizer, scaler=GradScaler("cpu", enabled=False))
+    maxl.module[0].weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(NonFiniteError, match="network gradient"):
+        STEPS[name](maxl, batch(), optimizer, generator_optimizer, scaler=GradScaler("cpu", enabled=False))
+    assert all(parameter.isfinite().all() for parameter in maxl.parameters())
