@@ -32,13 +32,15 @@ BILINEAR = {
 
 
 MIN_PRODUCTS = 1024
-"""Products that an entry of a result must take to be kept: early layers have large results, quickly computed."""
+MIN_PRODUCTS_OF_LINEAR = 128
+"""Products that an entry of a result must take to be kept: early convolutions have large results, quickly computed."""
 
 Key = tuple[Any, ...]
 
 
 def _is_worth_keeping(func: Callable[..., Any], weight: Tensor) -> bool:
-    return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= MIN_PRODUCTS
+    least = MIN_PRODUCTS_OF_LINEAR if func is F.linear else MIN_PRODUCTS
+    return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= least
 
 
 def product_key(name: str, shape: Iterable[int], weight: Tensor) -> Key:

@@ -21,7 +21,8 @@ def _math_attention():
 
 @pytest.fixture(autouse=True)
 def _keep_small_ones(monkeypatch):
-    monkeypatch.setattr(maxl_l2l.forward_mode, "MIN_PRODUCTS", 1)
+    for name in ("MIN_PRODUCTS", "MIN_PRODUCTS_OF_LINEAR"):
+        monkeypatch.setattr(maxl_l2l.forward_mode, name, 1)
 
 
 class TwoOutputs(nn.Module):
