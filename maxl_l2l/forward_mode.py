@@ -7,7 +7,7 @@ import functools
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,31 @@ OPENED = {F.multi_head_attention_forward: _opened(F.multi_head_attention_forward
 """Functions made of linear layers."""
 
 
+class _BatchNorm(NamedTuple):
+    """The arguments of a call of ``F.batch_norm``."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def is_plain(self) -> bool:
+        """Whether it normalises by the statistics of a batch, of more than one value, and in one dtype."""
+        x = self.input
+        same = all(one is None or one.dtype == x.dtype for one in (self.running_mean, self.weight, self.bias))
+        return self.training and same and x.numel() > x.shape[1]
+
+    def native(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The result, with the mean and the inverse deviation of each channel."""
+        return torch.native_batch_norm(
+            self.input, self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps
+        )
+
+
 class Tape(TorchFunctionMode):
     """Keeps of a pass what a forward-mode pass would otherwise compute again: the results of convolutions and linear
     layers that take many products each, and on the CPU the statistics of BatchNorm.
@@ -84,12 +109,11 @@ class Tape(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
+        call = _BatchNorm(*args, **kwargs) if func is F.batch_norm else None
         # On the CPU the kernel whose statistics can be had is the one that F.batch_norm takes.
-        if func is F.batch_norm and args[0].device.type == "cpu" and _is_plain_batch_norm(*args, **kwargs):
-            result, mean, rstd = _native_batch_norm(*args, **kwargs)
-            weight = _batch_norm_weight(*args, **kwargs)
-            if isinstance(weight, nn.Parameter):
-                self.keep(product_key("batch_norm", result.shape, weight), mean, rstd)
+        if call and call.is_plain() and call.input.device.type == "cpu" and isinstance(call.weight, nn.Parameter):
+            result, mean, rstd = call.native()
+            self.keep(product_key("batch_norm", result.shape, call.weight), mean, rstd)
             return result
         result = func(*args, **kwargs)
         weight = _weight(*args, **kwargs) if func in BILINEAR else None
@@ -224,8 +248,8 @@ class _Duals(TorchFunctionMode):
                 return OPENED[func](*args, **kwargs)
         if func in BILINEAR:
             return self._bilinear(func, *args, **kwargs)
-        if func is F.batch_norm and _is_plain_batch_norm(*args, **kwargs):
-            return self._batch_norm(*args, **kwargs)
+        if func is F.batch_norm and (call := _BatchNorm(*args, **kwargs)).is_plain():
+            return self._batch_norm(call)
         if func in OWN_RULES:
             return OWN_RULES[func](*args, **kwargs)
         return func(*args, **kwargs)
@@ -256,30 +280,20 @@ class _Duals(TorchFunctionMode):
         assert tangent is not None
         return _dual(value, tangent)
 
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = True,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
+    def _batch_norm(self, call: _BatchNorm) -> Tensor:
         """Batch normalisation by its fused kernels: its Jacobian with respect to the input is symmetric, so that the
         backward kernel is its forward mode too."""
-        (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
+        (x, dx), (w, dw), (b, db) = _parts(call.input), _parts(call.weight), _parts(call.bias)
         shape = [1, -1, *[1] * (x.dim() - 2)]
         taken = None if w is None else self.tape.take(product_key("batch_norm", x.shape, w))
         if taken is None:
-            value, mean, rstd = torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
+            value, mean, rstd = call._replace(input=x, weight=w, bias=b).native()
         else:
             mean, rstd = taken
             scale = rstd if w is None else w * rstd
             offset = -mean * scale if b is None else b - mean * scale
             value = torch.addcmul(offset.view(shape), x, scale.view(shape))
-        tangent = torch.zeros_like(value) if dx is None else _batch_norm_backward(dx, x, w, mean, rstd, eps)
+        tangent = torch.zeros_like(value) if dx is None else _batch_norm_backward(dx, x, w, mean, rstd, call.eps)
         shift = db
         if dw is not None:
             slope = dw * rstd
@@ -288,41 +302,6 @@ class _Duals(TorchFunctionMode):
         if shift is not None:
             tangent.add_(shift.view(shape))
         return _dual(value, tangent)
-
-
-def _is_plain_batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> bool:
-    """Whether a call normalises by the statistics of a batch, of more than one value, and in one dtype."""
-    same = all(one is None or one.dtype == input.dtype for one in (running_mean, weight, bias))
-    return training and same and input.numel() > input.shape[1]
-
-
-def _native_batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``F.batch_norm`` computes, with the mean and the inverse deviation of each channel."""
-    return torch.native_batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps)
-
-
-def _batch_norm_weight(
-    input: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Tensor | None:
-    return weight
 
 
 def _batch_norm_backward(
