@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .forward_mode import CopyingTape, Tape, product_key
 from .passes import placed, take_over
+from .tape import CopyingTape, Tape, product_key
 
 
 class CompiledPass:

@@ -26,11 +26,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import NonFiniteError, UnsupportedOperatorError
 from .finite_difference import Line, output_difference
-from .forward_mode import Tape, output_tangent, plain_kernels
+from .forward_mode import output_tangent, plain_kernels
 from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, backward, summary
 from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
 from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, norm, virtual_pass
+from .tape import Tape
 
 
 class StepResult(NamedTuple):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .finite_difference import Distance
-from .forward_mode import Tape
 from .passes import RandomState, buffer_copies, clones, virtual_pass, within
+from .tape import Tape
 
 Batch = tuple[Any, Tensor]
 Grads = list[Tensor | None]

@@ -162,7 +162,7 @@ def test_compiled_attention_is_differentiated(monkeypatch):
         def forward(self, x):
             return self.head(torch.tanh(self.middle(self.attention(x, x, x)[0])).mean(1))
 
-    monkeypatch.setattr("maxl_l2l.forward_mode.MIN_PRODUCTS_OF_LINEAR", 1)
+    monkeypatch.setattr("maxl_l2l.tape.MIN_PRODUCTS_OF_LINEAR", 1)
     torch.manual_seed(0)
     maxl = MAXL(Attention().double(), PSI, head="head", entropy_weight=0.0)
     x, y = torch.randn(6, 3, 8).double(), torch.randint(0, 2, (6,))

@@ -41,6 +41,7 @@ ORDER = (
     "snapshots",
     "meter",
     "micro_batches",
+    "tape",
     "forward_mode",
     "finite_difference",
     "compiled_pass",
