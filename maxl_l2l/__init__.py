@@ -10,10 +10,10 @@
 """
 
 from .algorithm import AuxiliaryLabelGenerator
+from .derivatives import StepResult
 from .errors import NonFiniteError
 from .hierarchy import Hierarchy
 from .history import History
-from .hypergradient import StepResult
 from .losses import entropy_loss, focal_loss, masked_softmax
 from .maxl import MAXL
 from .model_check import ModelCheck, check_model

@@ -25,7 +25,8 @@ from .checks import (
     check_rows,
 )
 from .compiled_pass import CompiledPass, compile_options
-from .hypergradient import METHODS, Options, StepResult
+from .derivatives import StepResult
+from .hypergradient import METHODS, Options
 from .inner_pass import Batch, Bilevel, Experience, Objective, Pass, plain_pass
 from .inner_step import InnerStep
 from .learner import Learner

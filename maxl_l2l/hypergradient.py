@@ -16,47 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .errors import NonFiniteError, UnsupportedOperatorError
+from .derivatives import Derivatives, StepResult
+from .errors import UnsupportedOperatorError
 from .finite_difference import Line, output_difference
 from .forward_mode import output_tangent, plain_kernels
 from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, backward, summary
 from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
-from .passes import RandomState, buffer_copies, clones, cuda_devices, magnitude, non_finite, norm, virtual_pass
+from .passes import RandomState, buffer_copies, clones, cuda_devices, norm, virtual_pass
 from .tape import Tape
-
-
-class StepResult(NamedTuple):
-    """What one iteration computed, without a graph.
-
-    Attributes:
-        primary_loss: Mean primary term of L1, a scalar tensor.
-        auxiliary_loss: Mean auxiliary term of L1, a scalar tensor; None if the step had no auxiliary task.
-        meta_loss: Primary meta loss at theta_1+, a scalar tensor; None without a meta step.
-        regularizer: The weighted regulariser of the targets, a scalar tensor; None if there is none.
-        outputs: Primary outputs ``[N, C, ...]`` of the training pass.
-        targets: Auxiliary targets of the batch; None if the step had none.
-        error: Estimated relative error of the hypergradient without its regulariser, a scalar tensor, where finite
-            differences measured it; None otherwise.
-        skipped: Whether a gradient scaler skipped an update because a gradient overflowed.
-    """
-
-    primary_loss: Tensor
-    auxiliary_loss: Tensor | None = None
-    meta_loss: Tensor | None = None
-    regularizer: Tensor | None = None
-    outputs: Tensor | None = None
-    targets: Tensor | None = None
-    error: Tensor | None = None
-    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,59 +51,6 @@ class Options:
     measure: bool = False
     micro_batches: int = 1
     loss_scale: Tensor | float = 1.0
-
-
-@dataclass(frozen=True)
-class Derivatives:
-    """What a step needs: the gradients of both networks, and the buffers that their passes have moved.
-
-    Attributes:
-        result: What was computed on the way.
-        network_grads: Of the multi-task loss, for the parameters that it depends on.
-        generator_grads: The hypergradient.
-        network_buffers: By name.
-        generator_buffers: By name.
-    """
-
-    result: StepResult
-    network_grads: Mapping[Tensor, Tensor]
-    generator_grads: Mapping[Tensor, Tensor]
-    network_buffers: Mapping[str, Tensor]
-    generator_buffers: Mapping[str, Tensor]
-
-    def check_finite(self, scaled: bool = False) -> bool:
-        """Checks losses and gradients for NaN and infinity, with one synchronisation with the device.
-
-        Args:
-            scaled: Whether a gradient scaler is at work, for which an overflow after the first losses is no error.
-
-        Returns:
-            Whether the scaler will skip a step.
-
-        Raises:
-            NonFiniteError: A term is not finite; the first one is named.
-        """
-        losses = {
-            "primary loss": self.result.primary_loss,
-            "auxiliary loss": self.result.auxiliary_loss,
-            "regularizer": self.result.regularizer,
-        }
-        found = non_finite(
-            {
-                **losses,
-                "network gradient": magnitude(self.network_grads.values()),
-                "meta loss": self.result.meta_loss,
-                "hypergradient": magnitude(self.generator_grads.values()),
-            }
-        )
-        for name, value in found.items():
-            if not scaled or name in losses:
-                raise NonFiniteError(
-                    name,
-                    f"the {name} is {value}; no parameter was updated with it. "
-                    "Lower the learning rates, clip gradients, or check the input for NaN.",
-                )
-        return bool(found)
 
 
 class _Run:

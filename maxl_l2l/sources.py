@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from .algorithm import AuxiliaryLabelGenerator
+from .derivatives import StepResult
 from .hierarchy import Hierarchy
-from .hypergradient import StepResult
 from .inner_pass import Batch
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .hypergradient import Derivatives, Options, StepResult, differentiate
+from .derivatives import Derivatives, StepResult
+from .hypergradient import Options, differentiate
 from .inner_pass import Batch, Bilevel, Grads, NetworkPass, added, summary
 from .inner_step import InnerStep
 from .micro_batches import num_samples, split

@@ -31,6 +31,7 @@ Key = tuple[Any, ...]
 
 
 def is_worth_keeping(func: Callable[..., Any], weight: Tensor) -> bool:
+    """Whether what a product gives is dear enough to be kept."""
     least = MIN_PRODUCTS_OF_LINEAR if func is F.linear else MIN_PRODUCTS
     return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= least
 

@@ -20,9 +20,9 @@ from .batches import check_loader, cycle, length, moved, with_next
 from .calls import logits_of
 from .checkpoints import Checkpoint
 from .checks import check_choice, check_count, check_kind
+from .derivatives import StepResult
 from .errors import NonFiniteError
 from .history import History
-from .hypergradient import StepResult
 from .measures import Means, Usage, accuracy
 from .passes import cuda_devices
 from .progress import Bar, progress_wanted

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from recurrent import Recurrent
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -80,15 +81,6 @@ def test_memory_is_flat_over_a_thousand_steps(options):
 
 
 def test_lstm_of_cudnn_is_differentiated_with_the_same_dropout_mask():
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = nn.LSTM(4, 8, num_layers=2, dropout=0.5, batch_first=True)
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x):
-            return self.head(self.rnn(x)[0][:, -1])
-
     maxl = MAXL(Recurrent().double().cuda(), [3, 4], entropy_weight=0.0)
     x, y = torch.randn(6, 5, 4).double().cuda(), torch.randint(0, 2, (6,)).cuda()
     forward = grads(maxl, x, y)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recurrent import Recurrent
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -646,15 +647,6 @@ def test_randomness_outside_of_torch_is_warned_of_once():
 
 def test_float32_lstm_has_the_same_dropout_mask_in_all_passes():
     # Its fused kernel has no forward-mode rule, and draws its masks otherwise than the plain one.
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = nn.LSTM(4, 8, num_layers=2, dropout=0.5, batch_first=True)
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x):
-            return self.head(self.rnn(x)[0][:, -1])
-
     torch.manual_seed(0)
     maxl = MAXL(Recurrent(), PSI, entropy_weight=0.0)
     x, y = torch.randn(6, 5, 4), torch.randint(0, 2, (6,))

@@ -38,6 +38,7 @@ ORDER = (
     "shadow_step",
     "inner_step",
     "passes",
+    "derivatives",
     "snapshots",
     "meter",
     "micro_batches",
