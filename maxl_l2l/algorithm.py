@@ -33,7 +33,7 @@ from .learner import Learner
 from .losses import at_least_float32
 from .networks import multi_task_network
 from .passes import RandomState, buffer_copies, cuda_devices, virtual_pass
-from .steps import add_hypergradient, fused_step, generator_step, network_step
+from .steps import add_hypergradient, fused_backward, fused_step, generator_step, network_step
 from .updates import Updates
 
 
@@ -276,6 +276,58 @@ class AuxiliaryLabelGenerator(Learner):
         updates = self._updates(max_grad_norm, scaler)
         with self._random_state().restored_on_error():
             return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
+
+    def backward(
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer,
+        *,
+        meta_batch: Batch | None = None,
+        method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> StepResult:
+        """What :meth:`step` does short of the optimizers' steps, for loops that take these themselves.
+
+        Sets (does not add to) the ``.grad`` of both networks and moves BatchNorm statistics; what is left to do is
+        ``optimizer.step(); generator_optimizer.step()``. The gradients are clipped already, and not scaled: with a
+        scaler, whose scale keeps small gradients, multiply by it what goes through ``scaler.step``.
+
+        Args:
+            x: Training samples, N of them.
+            y: Their primary labels, first dimension N.
+            optimizer: Whose next step, on this very gradient, the hypergradient goes through; it is not taken here.
+            meta_batch: As in :meth:`step`; so are method, epsilon, micro_batches, max_grad_norm and scaler.
+            method: See above.
+            epsilon: See above.
+            micro_batches: See above.
+            max_grad_norm: See above.
+            scaler: See above.
+
+        Returns:
+            As :meth:`step`.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; no gradient or buffer has changed.
+
+        Example:
+            >>> maxl = MAXL(nn.Linear(8, 2), psi=[3, 3])
+            >>> optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+            >>> generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.01)
+            >>> losses = maxl.backward(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer)
+            >>> optimizer.step(), generator_optimizer.step()
+            (None, None)
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches)
+        self._check_optimizer(optimizer)
+        updates = self._updates(max_grad_norm, scaler)
+        with self._random_state().restored_on_error():
+            return fused_backward(self._bilevel(), (x, y), meta_batch, optimizer, options, updates)
 
     def network_step(
         self,

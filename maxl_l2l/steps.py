@@ -44,6 +44,23 @@ def add_hypergradient(
 
 
 @torch.enable_grad()
+def fused_backward(
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, optimizer: Optimizer, options: Options, updates: Updates
+) -> StepResult:
+    """What :func:`fused_step` does short of the optimizers' steps: sets the ``.grad`` of both networks."""
+    derivatives, skipped = _fused(bilevel, batch, meta_batch, optimizer, options, updates)
+    for network, grads in (
+        (bilevel.network, derivatives.network_grads),
+        (bilevel.generator, updates.clipped(derivatives.generator_grads)),
+    ):
+        for parameter in network.parameters():
+            parameter.grad = grads.get(parameter)
+    write_buffers(bilevel.network, derivatives.network_buffers)
+    write_buffers(bilevel.generator, derivatives.generator_buffers)
+    return derivatives.result._replace(skipped=skipped)
+
+
+@torch.enable_grad()
 def fused_step(
     bilevel: Bilevel,
     batch: Batch,
@@ -62,15 +79,22 @@ def fused_step(
     Raises:
         NonFiniteError: A loss or gradient is not finite.
     """
-    inner = InnerStep(optimizer, updates.max_grad_norm)
-    scale = updates.loss_scale(bilevel.network)
-    derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
-    skipped = derivatives.check_finite(updates.scaler is not None)
+    derivatives, skipped = _fused(bilevel, batch, meta_batch, optimizer, options, updates)
     generator_grads = updates.clipped(derivatives.generator_grads)
-    updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads), scale=scale)
+    updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads))
     write_buffers(bilevel.network, derivatives.network_buffers)
     write_buffers(bilevel.generator, derivatives.generator_buffers)
     return derivatives.result._replace(skipped=skipped)
+
+
+def _fused(
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, optimizer: Optimizer, options: Options, updates: Updates
+) -> tuple[Derivatives, bool]:
+    """Both networks' gradients, and whether a scaler will skip a step."""
+    inner = InnerStep(optimizer, updates.max_grad_norm)
+    scale = updates.loss_scale(bilevel.network)
+    derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
+    return derivatives, derivatives.check_finite(updates.scaler is not None)
 
 
 @torch.enable_grad()
@@ -87,7 +111,7 @@ def generator_step(
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     skipped = derivatives.check_finite(updates.scaler is not None)
-    updates.take((generator_optimizer, updates.clipped(derivatives.generator_grads)), scale=scale)
+    updates.take((generator_optimizer, updates.clipped(derivatives.generator_grads)))
     write_buffers(bilevel.generator, derivatives.generator_buffers)
     return derivatives.result._replace(skipped=skipped)
 
@@ -114,6 +138,6 @@ def network_step(
     result = StepResult(primary_loss, auxiliary_loss, outputs=outputs, targets=targets)
     derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {})
     skipped = derivatives.check_finite(updates.scaler is not None)
-    updates.take((optimizer, derivatives.network_grads), scale=scale)
+    updates.take((optimizer, derivatives.network_grads))
     write_buffers(network, buffers)
     return result._replace(skipped=skipped)

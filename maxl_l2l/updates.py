@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +39,13 @@ class Updates:
         clipped = clip_by_norm(list(grads.values()), self.max_grad_norm)
         return {parameter: grad for parameter, grad in zip(grads, clipped) if grad is not None}
 
-    def take(self, *steps: tuple[Optimizer, Grads], scale: Any) -> None:
-        """Sets gradients and lets each optimizer step; the scaler, whose scale is given, skips one that overflowed."""
+    def take(self, *steps: tuple[Optimizer, Grads]) -> None:
+        """Sets gradients and lets each optimizer step; a scaler skips one whose gradient overflowed."""
         stepped = False
         for optimizer, grads in steps:
             optimizer.zero_grad()
             for parameter, grad in grads.items():
-                parameter.grad = grad if self.scaler is None else grad * scale
+                parameter.grad = grad if self.scaler is None else self.scaler.scale(grad)
             if self.scaler is None:
                 optimizer.step()
             elif grads:
