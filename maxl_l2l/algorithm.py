@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -33,8 +35,26 @@ from .learner import Learner
 from .losses import at_least_float32
 from .networks import multi_task_network
 from .passes import RandomState, buffer_copies, cuda_devices, virtual_pass
+from .ranks import Ranks
+from .ranks import process_group as found_process_group
 from .steps import add_hypergradient, fused_backward, fused_step, generator_step, network_step
 from .updates import Updates
+
+Arguments = ParamSpec("Arguments")
+ResultType = TypeVar("ResultType")
+
+
+def _made_by_all_ranks(
+    method: Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType],
+) -> Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType]:
+    """Makes a method tell the other ranks if its checks fail, so that none waits for this one."""
+
+    @functools.wraps(method)
+    def call(self: AuxiliaryLabelGenerator, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultType:
+        with self._ranks.call(method.__name__):
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Loss(Protocol):
@@ -114,6 +134,7 @@ class AuxiliaryLabelGenerator(Learner):
         )
         self._experience = Experience()
         self._passes: tuple[Pass, Pass] | None = None
+        self._ranks = Ranks()
 
     def loss(
         self,
@@ -166,6 +187,7 @@ class AuxiliaryLabelGenerator(Learner):
         self.check_targets(targets, y)
         return loss + self.objective.regularizer(targets)
 
+    @_made_by_all_ranks
     def hypergradient(
         self,
         x: Any,
@@ -220,8 +242,11 @@ class AuxiliaryLabelGenerator(Learner):
         options = self._options(method, epsilon, micro_batches, measure=True)
         updates = self._updates(max_grad_norm, scaler)
         inner = self._inner_step(optimizer, max_grad_norm)
-        return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options, updates)
+        devices = cuda_devices(self.network)
+        with torch.random.fork_rng(devices), self._ranks.own_random_numbers(devices):
+            return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options, updates)
 
+    @_made_by_all_ranks
     def step(
         self,
         x: Any,
@@ -274,9 +299,10 @@ class AuxiliaryLabelGenerator(Learner):
         self._check_optimizer(optimizer)
         self._check_generator_optimizer(generator_optimizer)
         updates = self._updates(max_grad_norm, scaler)
-        with self._random_state().restored_on_error():
+        with self._random_numbers():
             return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
 
+    @_made_by_all_ranks
     def backward(
         self,
         x: Any,
@@ -326,9 +352,10 @@ class AuxiliaryLabelGenerator(Learner):
         options = self._options(method, epsilon, micro_batches)
         self._check_optimizer(optimizer)
         updates = self._updates(max_grad_norm, scaler)
-        with self._random_state().restored_on_error():
+        with self._random_numbers():
             return fused_backward(self._bilevel(), (x, y), meta_batch, optimizer, options, updates)
 
+    @_made_by_all_ranks
     def network_step(
         self,
         x: Any,
@@ -363,7 +390,7 @@ class AuxiliaryLabelGenerator(Learner):
         self.check_batch(x, y)
         self._check_optimizer(optimizer)
         options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
-        with self._random_state().restored_on_error():
+        with self._random_numbers():
             if not auxiliary:
                 targets = None
             elif targets is None:
@@ -374,6 +401,7 @@ class AuxiliaryLabelGenerator(Learner):
                 self._check_given(targets, y)
             return network_step(self._bilevel(), (x, y), targets, optimizer, options, updates)
 
+    @_made_by_all_ranks
     def generator_step(
         self,
         x: Any,
@@ -398,7 +426,7 @@ class AuxiliaryLabelGenerator(Learner):
         updates = self._updates(max_grad_norm, scaler)
         inner = self._inner_step(optimizer, max_grad_norm)
         self._check_generator_optimizer(generator_optimizer)
-        with self._random_state().restored_on_error():
+        with self._random_numbers():
             return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -417,6 +445,44 @@ class AuxiliaryLabelGenerator(Learner):
             CompiledPass(self.network, "read", self.network.reading, options),
             CompiledPass(self.generator, "__call__", contextlib.nullcontext, options),
         )
+
+    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Has the processes of a group, its ranks, train together: each passes its part of every batch to :meth:`step`.
+
+        From now on :meth:`step`, :meth:`backward`, :meth:`network_step`, :meth:`generator_step` and
+        :meth:`hypergradient` compute what one process would on the whole batch, whatever the sizes of its parts: the
+        gradients of both networks, v (see "How it works") and the mean label of the entropy term are summed over ranks.
+        All ranks call them together. The losses in their result are those of the whole batch, outputs and targets the
+        rank's own.
+
+        Rank 0's parameters and buffers are sent to the others here, and stay the same by taking the same steps.
+        BatchNorm normalises each rank's part by itself, as in DistributedDataParallel, and its statistics are averaged;
+        convert it with ``nn.SyncBatchNorm.convert_sync_batchnorm`` to have the whole batch normalised. Ranks whose
+        random number generators are in step draw different dropout masks and stay in step. :meth:`adapt` and the
+        losses remain the rank's own, as in MAML, where each rank has its own tasks.
+
+        Args:
+            process_group: Of torch.distributed; the default group if None. Its timeout bounds how long a rank waits.
+
+        Raises:
+            RuntimeError: torch.distributed is not initialised, the backend lacks a collective for the model's device,
+                or the ranks' psi, models or generators differ.
+        """
+        device = next(self.parameters()).device
+        ranks = Ranks(found_process_group(process_group, device), device)
+        ranks.check_same(self._description(), "maxl")
+        for network in (self.network, self.generator):
+            ranks.send_from_first(network)
+        self._ranks = ranks
+
+    def end_epoch(self) -> None:
+        """Tells the other ranks that this one has no batch left; returns when none has. Nothing in a single process.
+
+        Raises:
+            RuntimeError: Another rank has one: the loaders do not yield the same number of batches. It is raised there
+                too.
+        """
+        self._ranks.at_end()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_passes": None}  # a copy has other modules than those that were compiled
@@ -438,10 +504,24 @@ class AuxiliaryLabelGenerator(Learner):
 
     def _bilevel(self) -> Bilevel:
         passes = self._passes or (plain_pass(self.network), plain_pass(self.generator))
-        return Bilevel(self.network, self.generator, self.objective, self.check_targets, self._experience, *passes)
+        return Bilevel(
+            self.network, self.generator, self.objective, self.check_targets, self._experience, *passes, self._ranks
+        )
 
-    def _random_state(self) -> RandomState:
-        return RandomState(cuda_devices(self.network))
+    @contextlib.contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        """Restores the generators' state if what runs inside raises; ranks that are in step draw different numbers."""
+        devices = cuda_devices(self.network)
+        with RandomState(devices).restored_on_error(), self._ranks.own_random_numbers(devices):
+            yield
+
+    def _description(self) -> dict[str, Any]:
+        """What all ranks must have in common."""
+        networks = {"the model": self.network, "the generator": self.generator}
+        return {
+            name: {place: (list(tensor.shape), str(tensor.dtype)) for place, tensor in network.state_dict().items()}
+            for name, network in networks.items()
+        }
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
         if optimizer is None:
@@ -471,7 +551,7 @@ class AuxiliaryLabelGenerator(Learner):
                 "`scaler` is None under float16 autocast: small gradients become 0 and large ones infinite. "
                 "Pass scaler=torch.amp.GradScaler(), or use bfloat16.",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return Updates(max_grad_norm, scaler)
 

@@ -47,6 +47,7 @@ class Derivatives:
         generator_grads: The hypergradient.
         network_buffers: By name.
         generator_buffers: By name.
+        share: This rank's share of the batch.
     """
 
     result: StepResult
@@ -54,6 +55,7 @@ class Derivatives:
     generator_grads: Mapping[Tensor, Tensor]
     network_buffers: Mapping[str, Tensor]
     generator_buffers: Mapping[str, Tensor]
+    share: float = 1.0
 
     def check_finite(self, scaled: bool = False) -> bool:
         """Checks losses and gradients for NaN and infinity, with one synchronisation with the device.

@@ -1,4 +1,4 @@
-"""The package's one exception of its own, in a leaf that every room may import."""
+"""The package's exceptions of its own, in a leaf that every room may import."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ class NonFiniteError(ArithmeticError):
 
 class UnsupportedOperatorError(NotImplementedError):
     """An operator of a network has no forward-mode rule; the message names it."""
+
+
+class RankError(RuntimeError):
+    """Processes that train together are not in step any more; the message says which of them, and why."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,6 +47,10 @@ class Measured(NamedTuple):
     error: Tensor
 
 
+Norm = Callable[[Iterable[Tensor]], Tensor]
+"""The Euclidean norm of all entries of several tensors together."""
+
+
 class Line:
     """A network's auxiliary outputs along a straight line through its parameters.
 
@@ -56,6 +60,7 @@ class Line:
         direction: Where the line goes, by parameter name; other parameters stand still.
         buffers: Buffers to start each pass from, by name.
         rng: The random state to start each pass from.
+        output_norm: The norm of outputs; over all ranks where there are several, so that all take the same distance.
     """
 
     def __init__(
@@ -65,8 +70,10 @@ class Line:
         direction: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         rng: RandomState,
+        output_norm: Norm = norm,
     ) -> None:
         self.network, self.x, self.direction, self.buffers, self.rng = network, x, direction, buffers, rng
+        self.output_norm = output_norm
         if torch.is_autocast_enabled(next(network.parameters()).device.type):
             self.x = tree_map_only(Tensor, at_least_float32, x)  # passes are made without autocast
         self.parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
@@ -92,9 +99,9 @@ class Line:
     def central(self, relative: float, middle: Tensor) -> Measured:
         """The difference between both sides."""
         ahead, behind = self.at(relative), self.at(-relative)
-        twice = norm([ahead - behind]).clamp_min(torch.finfo(torch.float32).tiny)
+        twice = self.output_norm([ahead - behind]).clamp_min(torch.finfo(torch.float32).tiny)
         slope = (ahead - behind) / (2 * self.step(relative)).to(ahead)
-        return Measured(relative, slope, norm([ahead + behind - 2 * middle]) / twice)
+        return Measured(relative, slope, self.output_norm([ahead + behind - 2 * middle]) / twice)
 
     def best(self, middle: Tensor) -> Measured:
         """Looks for the distance of the smallest error, by factors of 8 from one that suits many networks.

@@ -18,19 +18,21 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .derivatives import Derivatives, StepResult
-from .errors import UnsupportedOperatorError
-from .finite_difference import Line, output_difference
+from .errors import RankError, UnsupportedOperatorError
+from .finite_difference import Line, Norm, output_difference
 from .forward_mode import output_tangent, plain_kernels
-from .inner_pass import Batch, Bilevel, Grads, LabelPass, NetworkPass, added, backward, summary
+from .inner_pass import Batch, Bilevel, LabelPass, MeanRegularizer, NetworkPass, backward, summary
 from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
-from .passes import RandomState, buffer_copies, clones, cuda_devices, norm, virtual_pass
+from .passes import RandomState, buffer_copies, clones, cuda_devices, virtual_pass
+from .reduction import Grads, Reduction, added
 from .tape import Tape
 
 
@@ -64,13 +66,17 @@ class _Run:
         self.buffers, self.generator_buffers = buffer_copies(bilevel.network), buffer_copies(bilevel.generator)
         self.batches = split(batch, options.micro_batches)
         self.meta_batches = split(meta_batch, options.micro_batches)
-        self.num_samples, self.num_meta_samples = num_samples(batch), num_samples(meta_batch)
+        self.ranks = bilevel.ranks
+        # Of all ranks: a rank's part of a batch is weighted as a micro-batch is.
+        self.num_samples, self.num_meta_samples = self.ranks.totals(
+            f"method={options.method!r}", num_samples(batch), num_samples(meta_batch)
+        )
         self.labels: list[LabelPass] = []
         self.passes: list[NetworkPass] = []
 
     def inner_gradient(self, attached: bool = False, with_tape: bool = False) -> Grads:
         """Runs the passes; returns the gradient of L1, None for a parameter that it does not depend on."""
-        alone, total = len(self.batches) == 1, Grads()
+        alone, reduction = len(self.batches) == 1, Reduction(self.ranks, self.parameters, len(self.batches))
         for batch in self.batches:
             # Of several passes neither graph nor tape is kept: who splits a batch is short of memory.
             labels = LabelPass(self.bilevel, batch, self.generator_buffers, self.devices, keep_graph=alone)
@@ -85,23 +91,23 @@ class _Run:
                 self.devices,
                 Tape() if with_tape and alone else None,
             )
-            total = added(total, one.grads(self.parameters, self.options.loss_scale, attached))
+            reduction.add(partial(one.grads, self.parameters, self.options.loss_scale, attached))
             self.labels.append(labels)
             self.passes.append(one)
-        return self.unscaled(total)
+        return self.unscaled(reduction.attached_total() if attached else reduction.total())
 
     def meta_gradient(self, stepped: Sequence[Tensor]) -> tuple[Tensor, Grads]:
         """The primary loss of the meta batch at theta_1+, and its gradient v there."""
         leaves = [value.detach().requires_grad_() for value in stepped]
         parameters, buffers = dict(zip(self.names, leaves)), clones(self.buffers)
-        losses, total = [], Grads()
+        losses, reduction = [], Reduction(self.ranks, leaves, len(self.meta_batches))
         for x, y in self.meta_batches:
             outputs, _ = self.bilevel.network_pass(parameters, buffers, x)
             loss = self.bilevel.objective.primary(outputs, y) * (num_samples((x, y)) / self.num_meta_samples)
             losses.append(loss.detach())
-            found = backward(self.bilevel.network, loss * self.options.loss_scale, leaves, parameters=parameters)
-            total = added(total, found)
-        return torch.stack(losses).sum(), self.unscaled(total)
+            scaled = loss * self.options.loss_scale
+            reduction.add(partial(backward, self.bilevel.network, scaled, leaves, parameters=parameters))
+        return torch.stack(losses).sum(), self.unscaled(reduction.total())
 
     def look_ahead(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
         """The meta loss at theta_1+, and the direction v' by parameter name."""
@@ -131,13 +137,15 @@ class _Run:
             errors: Relative errors of label_grads, where they were measured.
         """
         parameters = [p for p in self.bilevel.generator.parameters() if p.requires_grad]
-        found = Grads()
+        reduction = Reduction(self.ranks, parameters, len(self.labels))
         regularizer, weights = self.regularizer_gradient()
         for one, label_grad, weight in zip(self.labels, label_grads, weights):
             (cotangent,) = added([label_grad], [weight])
             if cotangent is not None and parameters:
-                found = added(found, one.grads(parameters, cotangent * self.options.loss_scale))
+                reduction.add(partial(one.grads, parameters, cotangent * self.options.loss_scale))
+        found = reduction.total() or Grads([None] * len(parameters))
         primary_loss, auxiliary_loss, outputs, targets = summary(self.passes)
+        primary_loss, (auxiliary_loss, meta_loss) = self.ranks.sums(primary_loss, auxiliary_loss, meta_loss)
         clipped = clip_by_norm(grads, self.inner.max_grad_norm)
         return Derivatives(
             StepResult(
@@ -153,6 +161,7 @@ class _Run:
             {p: g for p, g in zip(parameters, self.unscaled(found)) if g is not None},
             self.buffers,
             self.generator_buffers,
+            sum(map(num_samples, self.batches)) / self.num_samples,
         )
 
     def regularizer_gradient(self) -> tuple[Tensor | None, Sequence[Tensor | None]]:
@@ -160,10 +169,17 @@ class _Run:
         if self.bilevel.objective.regularizer is None:
             return None, [None] * len(self.passes)
         labels = [one.targets.detach().requires_grad_() for one in self.labels]
-        value = self.bilevel.objective.regularizer(torch.cat(labels))
+        value = self.joint_regularizer(self.bilevel.objective.regularizer, torch.cat(labels))
         if not value.requires_grad:
             return value, [None] * len(labels)
         return value.detach(), torch.autograd.grad(value, labels)
+
+    def joint_regularizer(self, regularizer: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+        """The regulariser of all ranks' labels, as a function of this one's."""
+        if self.ranks.size > 1 and isinstance(regularizer, MeanRegularizer):
+            share = len(targets) / self.num_samples
+            return regularizer.of_mean(self.ranks.joined_mean(regularizer.mean(targets), share))
+        return regularizer(self.ranks.joined_rows(targets))
 
 
 def _forward(run: _Run) -> Derivatives:
@@ -180,7 +196,7 @@ def _forward(run: _Run) -> Derivatives:
         outputs, tangent = output_tangent(network, *where, one.tape)
         if experience.compared < 2:  # without a tape, and the first time with one
             experience.compared += 1
-            experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs)
+            experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs, run.ranks.norm)
             if not experience.repeats and one.tape is not None:
                 _, tangent = output_tangent(network, *where)
         return None if tangent is None else one.label_grad(tangent)
@@ -198,7 +214,7 @@ def _finite_difference(run: _Run) -> Derivatives:
     def label_grad(one: NetworkPass) -> Tensor | None:
         if not direction:
             return None
-        line = Line(run.bilevel.network, one.x, direction, one.start, one.rng)
+        line = Line(run.bilevel.network, one.x, direction, one.start, one.rng, run.ranks.norm)
         tangent, error = output_difference(line, one.auxiliary, experience.distance, options.epsilon, options.measure)
         errors.extend([] if error is None else [error])
         return one.label_grad(tangent)
@@ -243,7 +259,7 @@ def _no_recomputation(network: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _repeats(expected: Tensor, found: Tensor) -> bool:
+def _repeats(expected: Tensor, found: Tensor, norm: Norm) -> bool:
     """Whether a pass gives what an earlier one gave, with all that it starts from the same; warns if not."""
     tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
     if not norm([found.detach() - expected]) > tolerance * norm([expected]):  # NaN is told of elsewhere
@@ -253,7 +269,7 @@ def _repeats(expected: Tensor, found: Tensor) -> bool:
         "torch: the hypergradient is then that of neither pass. Draw random numbers from torch (not random or "
         "numpy), keep what changes in a forward pass in buffers, and see check_model(maxl, x, y).",
         RuntimeWarning,
-        stacklevel=8,
+        stacklevel=9,
     )
     return False
 
@@ -342,12 +358,13 @@ def differentiate(
 def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Exception) -> bool:
     """Notes the next method to try in place of one that failed for want of a derivative, and warns; False if none."""
     missing = isinstance(error, UnsupportedOperatorError) or any(reason in str(error) for reason in NO_DERIVATIVE)
+    missing = missing and not isinstance(error, RankError)  # which quotes others
     if asked != "forward" or method not in FALLBACKS or not missing:
         return False
     fallbacks[asked], consequence = FALLBACKS[method]
     warnings.warn(
         f"`method` {method!r} does not work for this network: {str(error).rstrip('.')}. From now on {consequence}.",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=7,
     )
     return True

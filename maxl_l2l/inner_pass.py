@@ -5,17 +5,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .finite_difference import Distance
 from .passes import RandomState, buffer_copies, clones, virtual_pass, within
+from .ranks import Ranks
+from .reduction import Grads
 from .tape import Tape
 
 Batch = tuple[Any, Tensor]
-Grads = list[Tensor | None]
+
+
+@runtime_checkable
+class MeanRegularizer(Protocol):
+    """A regulariser of the mean target alone, which is then all of it that processes need to exchange."""
+
+    def mean(self, targets: Tensor, /) -> Tensor:
+        """The mean over the samples of what the regulariser is a function of."""
+        ...
+
+    def of_mean(self, mean: Tensor, /) -> Tensor:
+        """The regulariser, a scalar."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,8 @@ class Objective:
     Attributes:
         primary: ``(primary outputs, y) -> scalar``.
         auxiliary: ``(auxiliary outputs, targets) -> scalar``, twice differentiable.
-        regularizer: ``targets -> scalar`` that joins the meta loss, already weighted; None for none.
+        regularizer: ``targets -> scalar`` that joins the meta loss, already weighted; None for none. Best one that is
+            a :class:`MeanRegularizer` too.
     """
 
     primary: Callable[[Tensor, Tensor], Tensor]
@@ -80,6 +95,7 @@ class Bilevel(NamedTuple):
         check_targets: ``(targets, y) -> None``; raises if the generator's targets do not fit.
         experience: What earlier steps found out about these networks.
         network_pass, generator_pass: How their passes are run, see :func:`virtual_pass`.
+        ranks: The processes that share each batch.
     """
 
     network: nn.Module
@@ -89,6 +105,7 @@ class Bilevel(NamedTuple):
     experience: Experience
     network_pass: Pass
     generator_pass: Pass
+    ranks: Ranks
 
 
 class LabelPass:
@@ -200,13 +217,6 @@ class NetworkPass:
         (grad,) = torch.autograd.grad(loss, auxiliary, create_graph=True)
         (found,) = torch.autograd.grad((grad * tangent).sum(), labels)
         return found
-
-
-def added(totals: Grads, parts: Grads) -> Grads:
-    """Adds two lists of gradients, entry by entry; None stands for zero, and an empty list for zeros."""
-    if not totals:
-        return parts
-    return [one if other is None else other if one is None else one + other for one, other in zip(totals, parts)]
 
 
 def summary(passes: Sequence[NetworkPass]) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:

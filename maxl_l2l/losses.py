@@ -112,10 +112,18 @@ def entropy_loss(probs: Tensor) -> Tensor:
             f"`probs` must have shape [N, K, ...] with at least one sample, found {list(probs.shape)}. "
             "Put the class dimension second."
         )
-    probs = at_least_float32(probs)
-    mean_label = probs.transpose(0, 1).flatten(1).mean(dim=1)
+    return negative_entropy(mean_label(probs))
+
+
+def mean_label(probs: Tensor) -> Tensor:
+    """The mean over the batch and any trailing dimensions: ``[N, K, ...]`` to ``[K]``, float32 or better."""
+    return at_least_float32(probs).transpose(0, 1).flatten(1).mean(dim=1)
+
+
+def negative_entropy(q: Tensor) -> Tensor:
+    """``sum_k q_k log q_k`` of probabilities ``[K]``, in nats."""
     # The clamp bounds the gradient log q + 1 where q is 0; where it acts, q log q is 0 in either form.
-    return (mean_label * mean_label.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum()
+    return (q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum()
 
 
 def at_least_float32(values: Tensor) -> Tensor:

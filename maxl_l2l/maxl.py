@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from .algorithm import AuxiliaryLabelGenerator
 from .checks import check_number, check_probabilities
 from .heads import resolve_head
 from .hierarchy import Hierarchy
-from .losses import entropy_loss, focal_loss_per_sample
+from .losses import focal_loss_per_sample, mean_label, negative_entropy
 from .networks import LabelGenerator, default_generator
 
 
@@ -91,7 +92,7 @@ class MAXL(AuxiliaryLabelGenerator):
             num_primary=hierarchy.num_primary,
             primary_loss=loss,
             auxiliary_loss=loss,
-            regularizer=partial(_weighted_entropy, weight=entropy_weight, normalize=weighted),
+            regularizer=_EntropyTerm(entropy_weight, weighted),
         )
         self.hierarchy = hierarchy
         self.weighted = weighted
@@ -107,6 +108,9 @@ class MAXL(AuxiliaryLabelGenerator):
         # A masked softmax sums to 1, or to its weight, by construction; if it is NaN, the step says so.
         if not isinstance(self.generator, LabelGenerator):
             check_probabilities(targets, "generator", normalized=not self.weighted)
+
+    def _description(self) -> dict[str, Any]:
+        return {"psi": list(self.hierarchy.psi), **super()._description()}
 
     def _check_given(self, targets: Any, y: Tensor) -> None:
         super()._check_given(targets, y)
@@ -135,9 +139,21 @@ class MAXL(AuxiliaryLabelGenerator):
             )
 
 
-def _weighted_entropy(targets: Tensor, weight: float, normalize: bool) -> Tensor:
-    labels = targets / targets.sum(dim=1, keepdim=True) if normalize else targets
-    return weight * entropy_loss(labels)
+@dataclass(frozen=True)
+class _EntropyTerm:
+    """The weighted negative entropy of the mean label; of labels that sum to a weight, it is that of their parts."""
+
+    weight: float
+    normalize: bool
+
+    def __call__(self, targets: Tensor) -> Tensor:
+        return self.of_mean(self.mean(targets))
+
+    def mean(self, targets: Tensor) -> Tensor:
+        return mean_label(targets / targets.sum(dim=1, keepdim=True) if self.normalize else targets)
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        return self.weight * negative_entropy(mean)
 
 
 def _check_label_generator(generator: LabelGenerator, hierarchy: Hierarchy, weighted: bool) -> None:

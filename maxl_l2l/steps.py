@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch.optim import Optimizer
 
 from .derivatives import Derivatives, StepResult
 from .hypergradient import Options, differentiate
-from .inner_pass import Batch, Bilevel, Grads, NetworkPass, added, summary
+from .inner_pass import Batch, Bilevel, NetworkPass, summary
 from .inner_step import InnerStep
 from .micro_batches import num_samples, split
 from .passes import buffer_copies, cuda_devices, write_buffers
+from .reduction import Reduction
 from .updates import Updates
 
 
@@ -55,8 +57,7 @@ def fused_backward(
     ):
         for parameter in network.parameters():
             parameter.grad = grads.get(parameter)
-    write_buffers(bilevel.network, derivatives.network_buffers)
-    write_buffers(bilevel.generator, derivatives.generator_buffers)
+    _write_buffers(bilevel, derivatives)
     return derivatives.result._replace(skipped=skipped)
 
 
@@ -82,8 +83,7 @@ def fused_step(
     derivatives, skipped = _fused(bilevel, batch, meta_batch, optimizer, options, updates)
     generator_grads = updates.clipped(derivatives.generator_grads)
     updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads))
-    write_buffers(bilevel.network, derivatives.network_buffers)
-    write_buffers(bilevel.generator, derivatives.generator_buffers)
+    _write_buffers(bilevel, derivatives)
     return derivatives.result._replace(skipped=skipped)
 
 
@@ -95,6 +95,20 @@ def _fused(
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     return derivatives, derivatives.check_finite(updates.scaler is not None)
+
+
+def _write_buffers(bilevel: Bilevel, derivatives: Derivatives) -> None:
+    """Takes over the buffers that passes have moved, of those networks of which there are any."""
+    moved = [
+        (module, buffers)
+        for module, buffers in (
+            (bilevel.network, derivatives.network_buffers),
+            (bilevel.generator, derivatives.generator_buffers),
+        )
+        if buffers
+    ]
+    for (module, _), buffers in zip(moved, bilevel.ranks.joined_buffers(moved, derivatives.share)):
+        write_buffers(module, buffers)
 
 
 @torch.enable_grad()
@@ -112,7 +126,7 @@ def generator_step(
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     skipped = derivatives.check_finite(updates.scaler is not None)
     updates.take((generator_optimizer, updates.clipped(derivatives.generator_grads)))
-    write_buffers(bilevel.generator, derivatives.generator_buffers)
+    _write_buffers(bilevel, replace(derivatives, network_buffers={}))
     return derivatives.result._replace(skipped=skipped)
 
 
@@ -126,18 +140,23 @@ def network_step(
     scale, buffers = updates.loss_scale(network), buffer_copies(network)
     parts = split(batch, options.micro_batches)
     all_targets = [None] * len(parts) if targets is None else targets.tensor_split(len(parts))
-    passes, total = [], Grads()
+    (total_samples,) = bilevel.ranks.totals(f"auxiliary={targets is not None}", num_samples(batch))
+    passes, reduction = [], Reduction(bilevel.ranks, parameters, len(parts))
     for part, part_targets in zip(parts, all_targets):
-        share = num_samples(part) / num_samples(batch)
-        passes.append(NetworkPass(network, bilevel.network_pass, objective, part, part_targets, share, buffers))
-        total = added(total, passes[-1].grads(parameters, scale))
+        share = num_samples(part) / total_samples
+        one = NetworkPass(network, bilevel.network_pass, objective, part, part_targets, share, buffers)
+        reduction.add(partial(one.grads, parameters, scale))
+        passes.append(one)
     grads = {
-        p: grad if updates.scaler is None else grad / scale for p, grad in zip(parameters, total) if grad is not None
+        p: grad if updates.scaler is None else grad / scale
+        for p, grad in zip(parameters, reduction.total())
+        if grad is not None
     }
     primary_loss, auxiliary_loss, outputs, _ = summary(passes)
+    primary_loss, (auxiliary_loss,) = bilevel.ranks.sums(primary_loss, auxiliary_loss)
     result = StepResult(primary_loss, auxiliary_loss, outputs=outputs, targets=targets)
-    derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {})
+    derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {}, num_samples(batch) / total_samples)
     skipped = derivatives.check_finite(updates.scaler is not None)
     updates.take((optimizer, derivatives.network_grads))
-    write_buffers(network, buffers)
+    _write_buffers(bilevel, derivatives)
     return result._replace(skipped=skipped)

@@ -38,6 +38,8 @@ ORDER = (
     "shadow_step",
     "inner_step",
     "passes",
+    "ranks",
+    "reduction",
     "derivatives",
     "snapshots",
     "meter",

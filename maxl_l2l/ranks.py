@@ -1,0 +1,351 @@
+"""Ranks: the processes that each hold a part of one batch, what they agree on, and sums over them.
+
+A process alone is the case of size 1, in which nothing is exchanged and values pass as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import RankError
+from .passes import norm
+
+PRESENT, FAILED, AT_END = range(3)
+BUCKET_BYTES = 25 * 2**20
+"""What is put into one collective, as in DistributedDataParallel: enough to fill the wire, little to wait for."""
+
+
+class Work(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> Any: ...
+
+
+class Ranks:
+    """The processes of a group, as one of them sees them.
+
+    Args:
+        group: A process group; None for this process alone.
+        device: Where the tensors are that the group passes on.
+
+    Attributes:
+        size: How many there are.
+        rank: Which of them this is.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
+        self.group, self.device = group, device
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self._name = ""
+        self._counts: list[list[int]] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        return self  # a handle
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ranks, ()  # where it is unpickled there is no such group
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        """Surrounds a call that all ranks make: if it raises before they have met in it, the others are told."""
+        if self.size == 1:
+            yield
+            return
+        self._name, self._counts = name, None
+        try:
+            yield
+        except Exception as error:
+            if self._counts is None and not isinstance(error, RankError):
+                with contextlib.suppress(RankError):  # this rank's own error is the one to show
+                    self._meet(FAILED, f"{type(error).__name__}: {error}")
+            raise
+
+    def totals(self, options: str, *counts: int) -> tuple[int, ...]:
+        """Meets the other ranks in a call, once, and sums counts of samples over them.
+
+        Args:
+            options: What the ranks must have in common, in words.
+            counts: Of this rank.
+
+        Raises:
+            RankError: A rank failed before, is at the end of its epoch, or makes another call.
+        """
+        if self.size == 1:
+            return counts
+        if self._counts is None:
+            self._counts = self._meet(PRESENT, f"{self._name}() with {options}", *counts)
+        return tuple(map(sum, zip(*self._counts)))
+
+    def at_end(self) -> None:
+        """Meets the other ranks at the end of an epoch; raises RankError if one of them has a batch left."""
+        if self.size > 1:
+            self._meet(AT_END, "the end of its epoch")
+
+    def _meet(self, state: int, words: str, *counts: int) -> list[list[int]]:
+        mine = torch.tensor([state, zlib.crc32(words.encode()), *counts, 0, 0][:4], device=self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        with self._waiting():
+            dist.all_gather(rows, mine, group=self.group)
+            found: list[list[int]] = torch.stack(rows).tolist()
+            if all(row[:2] == found[0][:2] for row in found):
+                return [row[2 : 2 + len(counts)] for row in found]
+            all_words: list[Any] = [None] * self.size
+            dist.all_gather_object(all_words, words, group=self.group)
+        if state != FAILED:
+            raise RankError(_disagreement([row[0] for row in found], all_words))
+        return []
+
+    def check_same(self, descriptions: Mapping[str, Any], argument: str) -> None:
+        """Raises RankError, on all ranks, if one of them describes something otherwise than rank 0 does."""
+        if self.size == 1:
+            return
+        everyone: list[Any] = [None] * self.size
+        with self._waiting():
+            dist.all_gather_object(everyone, dict(descriptions), group=self.group)
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs.get(name) != value:
+                    raise RankError(
+                        f"`{argument}` must be the same on all ranks, found that {name} is {_short(value)} on rank 0 "
+                        f"and {_short(theirs.get(name))} on rank {rank}. Build it from the same code and options."
+                    )
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Returns every rank's value, plain data, in order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._waiting():
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def start_sum(self, tensor: Tensor) -> Work:
+        """Begins to sum a tensor over the ranks, in place."""
+        with self._waiting():
+            work: Work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        return work
+
+    def wait(self, work: Work) -> None:
+        """Waits for a sum."""
+        with self._waiting():
+            work.wait()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over the ranks; differentiable any number of times, forwards too."""
+        if self.size == 1:
+            return tensor
+        found: Tensor = _Sum.apply(tensor, self)
+        return found
+
+    def sums(self, first: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        """Sums scalars over the ranks, in one collective and without a graph; None stays None."""
+        if self.size == 1:
+            return first, list(others)
+        given = [first, *(other for other in others if other is not None)]
+        total, *totals = self.sum(torch.stack([term.detach().to(first.dtype) for term in given])).unbind()
+        following = iter(totals)
+        return total, [None if other is None else next(following).to(other.dtype) for other in others]
+
+    def joined_mean(self, mean: Tensor, share: float) -> Tensor:
+        """The mean over all samples, of which this rank holds a share; differentiable in this rank's mean."""
+        if self.size == 1:
+            return mean
+        part = mean * share
+        return part + (self.sum(part.detach()) - part.detach())
+
+    def joined_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in order; differentiable in this rank's."""
+        if self.size == 1:
+            return rows
+        assert self._counts is not None  # by totals()
+        sizes = [counts[0] for counts in self._counts]
+        before = sum(sizes[: self.rank])
+        everyone = rows.new_zeros(sum(sizes), *rows.shape[1:])
+        everyone[before : before + len(rows)] = rows.detach()
+        parts = list(self.sum(everyone).split(sizes))
+        parts[self.rank] = rows
+        return torch.cat(parts)
+
+    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+        """The Euclidean norm of all entries of several tensors together, on all ranks."""
+        found = norm(tensors)
+        return found if self.size == 1 else self.sum(found.square()).sqrt()
+
+    def joined_buffers(
+        self, modules: Sequence[tuple[nn.Module, Mapping[str, Tensor]]], share: float
+    ) -> list[dict[str, Tensor]]:
+        """Puts buffers that passes have moved in step: means for BatchNorm's statistics, rank 0's for others.
+
+        Args:
+            modules: Modules, each with its moved buffers by name.
+            share: This rank's share of the samples.
+        """
+        joined = [dict(values) for _, values in modules]
+        if self.size == 1:
+            return joined
+        places = [
+            (number, name, buffer, share if name in statistics else float(self.rank == 0))
+            for number, (module, _) in enumerate(modules)
+            for statistics in (_statistics(module),)
+            for name, buffer in module.named_buffers()
+            if name in joined[number] and joined[number][name].shape == buffer.shape
+        ]
+        moved = [(joined[number][name] != buffer).any().to(self.device) for number, name, buffer, _ in places]
+        flags = self.sum(torch.stack(moved).double()).tolist() if moved else []
+        places = [place for place, flag in zip(places, flags) if flag]
+        if not places:
+            return joined
+        parts = []
+        for number, name, _, weight in places:
+            part = joined[number][name].to(self.device, torch.float64).reshape(-1)
+            # Zeros, not a product with zero: there may be infinities.
+            parts.append(part * weight if weight else torch.zeros_like(part))
+        totals = self.sum(torch.cat(parts)).split([len(part) for part in parts])
+        for (number, name, buffer, _), total in zip(places, totals):
+            joined[number][name] = total.view_as(buffer).to(buffer)
+        return joined
+
+    def send_from_first(self, module: nn.Module) -> None:
+        """Gives all ranks rank 0's parameters and buffers."""
+        if self.size == 1:
+            return
+        tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()]
+        for bucket in buckets(tensors):
+            flat = torch.cat([tensors[index].reshape(-1) for index in bucket])
+            with self._waiting():
+                dist.broadcast(flat, src=dist.get_global_rank(self._process_group(), 0), group=self.group)
+            for index, part in zip(bucket, flat.split([tensors[index].numel() for index in bucket])):
+                tensors[index].copy_(part.view_as(tensors[index]))
+
+    @contextlib.contextmanager
+    def own_random_numbers(self, devices: Iterable[int]) -> Iterator[None]:
+        """Draws other random numbers on each rank inside; outside, generators that are in step stay so.
+
+        Args:
+            devices: CUDA devices whose generators count.
+        """
+        if self.size == 1:
+            yield
+            return
+        seed = int(torch.randint(2**62, ())) + self.rank
+        devices = list(devices)
+        with torch.random.fork_rng(devices):
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+            yield
+
+    def _process_group(self) -> dist.ProcessGroup:
+        assert self.group is not None
+        return self.group
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what torch.distributed raises are kinds of it
+            raise RankError(
+                f"rank {self.rank} of {self.size} waited for the others in vain: {str(error).strip()}. One of them has "
+                "stopped, has left the training loop, or was not heard of until the process group's timeout; "
+                "the first message of each process tells why."
+            ) from error
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks. Each rank differentiates its own part of a whole, so cotangents are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        ranks.wait(ranks.start_sum(total))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.sum(cotangents[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        total: Tensor = ctx.ranks.sum(tangents[0])
+        return total
+
+
+def process_group(group: dist.ProcessGroup | None, device: torch.device) -> dist.ProcessGroup:
+    """Returns a group, the default one if None, that can do what is needed with tensors on a device.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised, or the group's backend lacks a collective.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            "`process_group` must be one of torch.distributed, found that it is not initialized. Call "
+            "torch.distributed.init_process_group() first, and start the program with torchrun."
+        )
+    found = group or dist.group.WORLD
+    assert found is not None
+    probe = torch.zeros(1, device=device)
+    try:
+        dist.all_reduce(probe, group=found)
+        dist.all_gather([torch.zeros_like(probe) for _ in range(dist.get_world_size(found))], probe, group=found)
+        dist.broadcast(probe, src=dist.get_global_rank(found, 0), group=found)
+    except Exception as error:  # backends raise what they like
+        raise RuntimeError(
+            f"`process_group` must be able to all_reduce, all_gather and broadcast tensors on {device}, found that its "
+            f"backend {dist.get_backend(found)!r} says: {error}. Use 'gloo' for CPUs and 'nccl' for CUDA devices, and "
+            "see that all processes run."
+        ) from error
+    return found
+
+
+def buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Splits tensors into lists of indices, of one dtype and device and at most BUCKET_BYTES each, the last first."""
+    found: list[list[int]] = []
+    open_buckets: dict[tuple[torch.dtype, torch.device], tuple[list[int], int]] = {}
+    for index in reversed(range(len(tensors))):
+        tensor = tensors[index]
+        kind, size = (tensor.dtype, tensor.device), tensor.numel() * tensor.element_size()
+        bucket, filled = open_buckets.get(kind, ([], BUCKET_BYTES))
+        if filled + size > BUCKET_BYTES:
+            bucket, filled = [], 0
+            found.append(bucket)
+        bucket.append(index)
+        open_buckets[kind] = bucket, filled + size
+    return found
+
+
+def _statistics(module: nn.Module) -> set[str]:
+    """The names of BatchNorm's running means and variances."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase)
+        for name in ("running_mean", "running_var")
+    }
+
+
+def _disagreement(states: Sequence[int], words: Sequence[str]) -> str:
+    """What to tell the ranks that are well: which of them failed, ended too early, or does something else."""
+    if FAILED in states:
+        rank = states.index(FAILED)
+        return f"rank {rank} stopped: {words[rank].rstrip('.')}. The other ranks stop with it; nothing was computed."
+    found = "; ".join(f"rank {rank} is in {one}" for rank, one in enumerate(words))
+    if AT_END in states:
+        return (
+            f"`loader` must give each rank the same number of batches, found: {found}. "
+            "Use torch.utils.data.DistributedSampler, which evens them out."
+        )
+    return f"ranks must make the same calls with the same options, found: {found}. Run the same program on each."
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
