@@ -38,6 +38,7 @@ from .passes import RandomState, buffer_copies, cuda_devices, virtual_pass
 from .ranks import Ranks
 from .ranks import process_group as found_process_group
 from .steps import add_hypergradient, fused_backward, fused_step, generator_step, network_step
+from .sync_norm import synchronised
 from .updates import Updates
 
 Arguments = ParamSpec("Arguments")
@@ -242,8 +243,7 @@ class AuxiliaryLabelGenerator(Learner):
         options = self._options(method, epsilon, micro_batches, measure=True)
         updates = self._updates(max_grad_norm, scaler)
         inner = self._inner_step(optimizer, max_grad_norm)
-        devices = cuda_devices(self.network)
-        with torch.random.fork_rng(devices), self._ranks.own_random_numbers(devices):
+        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():
             return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options, updates)
 
     @_made_by_all_ranks
@@ -299,7 +299,7 @@ class AuxiliaryLabelGenerator(Learner):
         self._check_optimizer(optimizer)
         self._check_generator_optimizer(generator_optimizer)
         updates = self._updates(max_grad_norm, scaler)
-        with self._random_numbers():
+        with self._in_step():
             return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
 
     @_made_by_all_ranks
@@ -352,7 +352,7 @@ class AuxiliaryLabelGenerator(Learner):
         options = self._options(method, epsilon, micro_batches)
         self._check_optimizer(optimizer)
         updates = self._updates(max_grad_norm, scaler)
-        with self._random_numbers():
+        with self._in_step():
             return fused_backward(self._bilevel(), (x, y), meta_batch, optimizer, options, updates)
 
     @_made_by_all_ranks
@@ -390,7 +390,7 @@ class AuxiliaryLabelGenerator(Learner):
         self.check_batch(x, y)
         self._check_optimizer(optimizer)
         options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
-        with self._random_numbers():
+        with self._in_step():
             if not auxiliary:
                 targets = None
             elif targets is None:
@@ -426,7 +426,7 @@ class AuxiliaryLabelGenerator(Learner):
         updates = self._updates(max_grad_norm, scaler)
         inner = self._inner_step(optimizer, max_grad_norm)
         self._check_generator_optimizer(generator_optimizer)
-        with self._random_numbers():
+        with self._in_step():
             return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -476,13 +476,20 @@ class AuxiliaryLabelGenerator(Learner):
         self._ranks = ranks
 
     def end_epoch(self) -> None:
-        """Tells the other ranks that this one has no batch left; returns when none has. Nothing in a single process.
+        """Tells the other ranks that this one has no batch left; returns when none has, in a process alone at once.
+
+        :func:`fit` does so; a training loop of one's own should, or ranks with a batch more would wait for the others.
 
         Raises:
             RuntimeError: Another rank has one: the loaders do not yield the same number of batches. It is raised there
                 too.
         """
         self._ranks.at_end()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together, see :meth:`distribute`; this one alone to begin with."""
+        return self._ranks
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_passes": None}  # a copy has other modules than those that were compiled
@@ -509,10 +516,15 @@ class AuxiliaryLabelGenerator(Learner):
         )
 
     @contextlib.contextmanager
-    def _random_numbers(self) -> Iterator[None]:
-        """Restores the generators' state if what runs inside raises; ranks that are in step draw different numbers."""
+    def _in_step(self) -> Iterator[None]:
+        """Restores the random state if what runs inside raises; ranks draw different numbers and share statistics."""
         devices = cuda_devices(self.network)
-        with RandomState(devices).restored_on_error(), self._ranks.own_random_numbers(devices):
+        with (
+            RandomState(devices).restored_on_error(),
+            self._ranks.own_random_numbers(devices),
+            synchronised(self.network, self._ranks),
+            synchronised(self.generator, self._ranks),
+        ):
             yield
 
     def _description(self) -> dict[str, Any]:

@@ -27,6 +27,13 @@ def length(loader: Iterable[Any]) -> int | None:
         return None
 
 
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tells a loader's sampler which epoch begins: a DistributedSampler shuffles by that."""
+    tell = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+    if callable(tell):
+        tell(epoch)
+
+
 def moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
     """Returns a batch ``(x, y)`` or ``(x, y, label)`` on a device; raises TypeError if it is something else."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:

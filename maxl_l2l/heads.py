@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from .checks import some
@@ -17,12 +18,17 @@ def resolve_head(
     """Returns the name of the model's head, given or found by :func:`find_head`; None for a headless backbone.
 
     Raises:
-        TypeError: model is not a module.
+        TypeError: model is not a module, or one in a wrapper that spreads it over devices.
         ValueError: There is no such head, or the arguments contradict each other.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"`model` must be a torch.nn.Module, found {type(model).__name__}. Pass the model itself, not its class."
+        )
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise TypeError(
+            f"`model` must be the model itself, found {type(model).__name__} around it, which does not reduce the "
+            "hypergradient. Pass its .module, and call maxl.distribute() in each process."
         )
     lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
     if lazy:

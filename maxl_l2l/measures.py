@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .ranks import Ranks
+
 
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor | None:
     """Returns the fraction of samples whose largest output is their class; None if y holds no classes."""
@@ -16,7 +18,7 @@ class Means:
     """Means over samples, kept on the device until they are read."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, name: str, value: Tensor | None, count: int) -> None:
@@ -28,6 +30,13 @@ class Means:
     def values(self) -> dict[str, float]:
         """Returns the means so far, by name."""
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+    def join(self, ranks: Ranks) -> None:
+        """Adds what the other ranks have, so that all have the means over all samples."""
+        if ranks.size > 1:
+            everyone = ranks.gathered(({name: float(total) for name, total in self.sums.items()}, self.counts))
+            for mine, which in ((self.sums, 0), (self.counts, 1)):
+                mine.update({name: sum(one[which][name] for one in everyone) for name in mine})
 
 
 class Usage:
@@ -42,6 +51,10 @@ class Usage:
             return
         labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
         self.used.update(labels.unique().tolist())
+
+    def join(self, ranks: Ranks) -> None:
+        """Adds the classes that the other ranks have used."""
+        self.used.update(*ranks.gathered(self.used))
 
     def values(self) -> dict[str, int]:
         """Returns ``sub_classes``, how many were used; nothing if there were no labels."""

@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
-from .batches import check_loader, cycle, length, moved, with_next
+from .batches import check_loader, cycle, length, moved, set_epoch, with_next
 from .calls import logits_of
 from .checkpoints import Checkpoint
 from .checks import check_choice, check_count, check_kind
@@ -80,6 +80,10 @@ def fit(
         resume: Whether to go on from checkpoint if it exists; a run so continued equals an uninterrupted one, as far as
             its data order depends on torch's random numbers.
 
+    After ``maxl.distribute()`` all ranks call it, each with a loader of its own part, as many batches as the others':
+    from a ``torch.utils.data.DistributedSampler``, say, whose epoch is set here. The history is that of all samples on
+    every rank; rank 0 alone shows progress and writes the checkpoint, which all go on from.
+
     Returns:
         The history. Each epoch records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``, ``regularizer``
         (means over samples, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary classes that
@@ -136,6 +140,7 @@ def fit(
             torch.manual_seed(seed)
         if resume and run.checkpoint is not None and run.checkpoint.exists():
             run.restore(run.checkpoint)
+        maxl.ranks.check_same({"the number of epochs done": len(run.history)}, "checkpoint")
         run.train(epochs, wanted)
     return run.history
 
@@ -149,6 +154,9 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
 
     Returns:
         ``loss``, the mean primary loss over samples, and ``accuracy``, a fraction, if y holds class indices.
+
+    After ``maxl.distribute()`` all ranks call it, each with its part of the data, of any size; the result is that of
+    all samples.
 
     Raises:
         ValueError: loader is empty.
@@ -168,6 +176,7 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
     finally:
         for module, training in modes.items():
             module.training = training
+    totals.join(maxl.ranks)
     found = totals.values()
     if not found:
         raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
@@ -200,7 +209,11 @@ class _Run:
         done = len(self.history)
         if not (self.maxl.training and self.maxl.module.training):
             self.maxl.train()
-        with Bar(progress, None if per_epoch is None else per_epoch * epochs, done * (per_epoch or 0)) as bar:
+        with Bar(
+            progress and self.maxl.ranks.rank == 0,
+            None if per_epoch is None else per_epoch * epochs,
+            done * (per_epoch or 0),
+        ) as bar:
             while len(self.history) < epochs:
                 try:
                     self.history.epochs.append(self.epoch(bar))
@@ -209,9 +222,11 @@ class _Run:
                 bar.show(self.history.epochs[-1])
                 if self.checkpoint is not None:
                     self.save(self.checkpoint)
+                    self.maxl.end_epoch()  # the other ranks may look for the file from here on
 
     def epoch(self, bar: Bar) -> dict[str, Any]:
         started, first_step = time.perf_counter(), self.steps
+        set_epoch(self.loader, len(self.history))
         means, usage, skipped = Means(), Usage(), 0
         stages = self.stages()
         for number, step in enumerate(stages):
@@ -231,6 +246,8 @@ class _Run:
                 f"`loader` must yield at least one batch in each epoch, found none in epoch {len(self.history) + 1}. "
                 "Check the dataset behind it; an iterator that is used up is not a loader."
             )
+        means.join(self.maxl.ranks)
+        usage.join(self.maxl.ranks)
         record = {"epoch": len(self.history) + 1, **means.values(), **usage.values()}
         record["lr"] = self.optimizer.param_groups[0]["lr"]
         if "scaler" in self.options:
@@ -272,8 +289,19 @@ class _Run:
         else:
             assert not isinstance(self.meta_loader, str)
             pairs = zip(self.loader, cycle(self.meta_loader))
-        for batch, meta_batch in pairs:
+        for batch, meta_batch in self.together(pairs):
             yield moved(batch, device), None if meta_batch is None else moved(meta_batch, device)[:2]
+
+    def together(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Goes through this rank's batches; the others are told of an error in them, and of their end."""
+        iterator = iter(batches)
+        while True:
+            with self.maxl.ranks.call("a data loader"):
+                batch = next(iterator, None)
+            if batch is None:
+                break
+            yield batch
+        self.maxl.end_epoch()
 
     @staticmethod
     def measure_network(result: StepResult, y: Tensor, means: Means, usage: Usage) -> None:
@@ -308,7 +336,8 @@ class _Run:
         }
 
     def save(self, path: Path) -> None:
-        self.parts().save(path, {"history": vars(self.history), "steps": self.steps})
+        if self.maxl.ranks.rank == 0:
+            self.parts().save(path, {"history": vars(self.history), "steps": self.steps})
 
     def restore(self, path: Path) -> None:
         progress = self.parts().restore(path, _device(self.maxl))

@@ -1,0 +1,661 @@
+"""Several processes compute what one would on the whole batch, or all of them say why they can't."""
+
+import copy
+import itertools
+import os
+import pickle
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pool import Pool
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import maxl_l2l.ranks
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, fit
+from maxl_l2l.ranks import Ranks, buckets
+from maxl_l2l.reduction import Reduction
+
+PSI = [2, 3, 1]
+# Of 10 samples one rank has 3; of 7 in the meta batch it has 5.
+CUTS = {10: 3, 7: 5}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with Pool() as processes:
+        yield processes
+
+
+def part(rank, *tensors):
+    """A rank's part of a batch; all of it for a process alone."""
+    cut = CUTS[len(tensors[0])]
+    where = slice(None) if rank is None else (slice(cut), slice(cut, None))[rank]
+    return tuple(tensor[where] for tensor in tensors)
+
+
+def mlp():
+    return MAXL(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 3)), PSI)
+
+
+def cnn():
+    body = nn.Sequential(
+        nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh()
+    )
+    body = nn.Sequential(nn.Unflatten(1, (2, 2, 2)), body, nn.Linear(6, 3))
+    return MAXL(nn.SyncBatchNorm.convert_sync_batchnorm(body), PSI)
+
+
+def weighted():
+    return MAXL(nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3)), PSI, weighted=True)
+
+
+class Dense(nn.Module):
+    """A pixel for each of the 8 inputs."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, outputs, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x.view(-1, 1, 2, 4)).tanh())
+
+
+def dense():
+    return MAXL(Dense(3), PSI)
+
+
+class Targets(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 4)
+
+    def forward(self, x, y):
+        return self.body(x).tanh()
+
+
+def any_regularizer():
+    """A regulariser that is no function of a mean: ranks must see one another's targets."""
+    return AuxiliaryLabelGenerator(
+        nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3)),
+        Targets(),
+        4,
+        auxiliary_loss=lambda outputs, targets: (outputs - targets).square().mean(dim=1),
+        regularizer=lambda targets: -0.1 * targets.var(dim=0).log().sum(),
+    )
+
+
+def lstm():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.LSTM(2, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x.view(-1, 4, 2))[0][:, -1])
+
+    return MAXL(Recurrent(), PSI, generator=None)
+
+
+LEARNERS = {
+    "mlp": mlp,
+    "sync batch norm": cnn,
+    "weighted": weighted,
+    "dense": dense,
+    "any regularizer": any_regularizer,
+    "lstm": lstm,
+}
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+    "adamax": lambda parameters: torch.optim.Adamax(parameters, lr=0.01),  # the route for any optimizer
+}
+
+
+def learner(kind, rank):
+    """The same learner in each process, and the two optimizers; small buckets, so that there are several."""
+    maxl_l2l.ranks.BUCKET_BYTES = 400
+    torch.manual_seed(0 if rank is None else rank)  # rank 0's parameters are those that count
+    maxl = LEARNERS[kind]().double()
+    if rank is not None:
+        maxl.distribute()
+    return maxl
+
+
+def batches(kind, number, size=10):
+    numbers = torch.Generator().manual_seed(1000 * size + number)
+    shape = (size, 2, 4) if kind == "dense" else (size,)
+    return torch.randn(size, 8, generator=numbers).double(), torch.randint(0, 3, shape, generator=numbers)
+
+
+def state(maxl):
+    return {name: tensor.detach().clone() for name, tensor in maxl.state_dict().items()}
+
+
+def losses(result):
+    names = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "error")
+    return {name: float(value) for name in names if (value := getattr(result, name)) is not None}
+
+
+def train(rank, kind, optimizer, steps, how, with_meta_batch, options):
+    """Trains for some steps; returns the state, the last losses, and the hypergradient of one more batch."""
+    maxl = learner(kind, rank)
+    network_optimizer = OPTIMIZERS[optimizer](maxl.network.parameters())
+    generator_optimizer = OPTIMIZERS[optimizer](maxl.generator.parameters())
+    for number in range(steps):
+        x, y = part(rank, *batches(kind, number))
+        meta_batch = part(rank, *batches(kind, number, 7)) if with_meta_batch else None
+        if how == "step":
+            result = maxl.step(x, y, network_optimizer, generator_optimizer, meta_batch=meta_batch, **options)
+        elif how == "backward":
+            result = maxl.backward(x, y, network_optimizer, meta_batch=meta_batch, **options)
+            network_optimizer.step()
+            generator_optimizer.step()
+        else:
+            result = maxl.network_step(x, y, network_optimizer)
+            maxl.generator_step(x, y, network_optimizer, generator_optimizer, meta_batch=meta_batch, **options)
+    maxl.generator.zero_grad()
+    found = state(maxl)
+    maxl.hypergradient(*part(rank, *batches(kind, steps)), optimizer=network_optimizer, **options)
+    return found, losses(result), [parameter.grad for parameter in maxl.generator.parameters()]
+
+
+CASES = [
+    ("mlp", "sgd", "step", False, {}),
+    ("mlp", "adamw", "step", True, {}),
+    ("mlp", "adamax", "step", False, {}),
+    ("mlp", "sgd", "backward", True, {"max_grad_norm": 0.1}),
+    ("mlp", "adamw", "halves", True, {}),
+    ("mlp", "sgd", "step", True, {"micro_batches": 2}),
+    ("mlp", "sgd", "step", True, {"method": "unrolled"}),
+    ("mlp", "sgd", "step", False, {"method": "unrolled", "max_grad_norm": 0.1}),
+    ("mlp", "sgd", "step", False, {"method": "regularizer"}),
+    ("sync batch norm", "sgd", "step", True, {}),
+    ("sync batch norm", "sgd", "halves", False, {"method": "unrolled"}),
+    ("weighted", "sgd", "step", False, {}),
+    ("dense", "adamw", "step", False, {}),
+    ("any regularizer", "sgd", "step", True, {}),
+    ("lstm", "sgd", "step", False, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "optimizer", "how", "with_meta_batch", "options"), CASES)
+def test_two_processes_compute_what_one_does(pool, kind, optimizer, how, with_meta_batch, options):
+    arguments = (kind, optimizer, 20, how, with_meta_batch, options)
+    expected, expected_losses, expected_grads = train(None, *arguments)
+    results = pool.run(train, *arguments)
+    for found, found_losses, grads in results:
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+        assert found_losses == pytest.approx(expected_losses, rel=1e-10)
+        assert any(grad.norm() > 0 for grad in grads)
+        torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+    (first, _, _), (second, _, _) = results
+    assert all(torch.equal(first[name], second[name]) for name in first), "ranks have come apart"
+
+
+def test_finite_differences_take_the_same_distance_on_all_ranks(pool):
+    options = {"method": "finite-difference"}
+    (first, first_losses, grads), (second, second_losses, _) = pool.run(train, "mlp", "sgd", 5, "step", False, options)
+    assert first_losses == second_losses
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    _, _, exact = train(None, "mlp", "sgd", 5, "step", False, {})
+    assert max((one - other).norm() / other.norm() for one, other in zip(grads, exact)) < 1e-4
+
+
+def fall_back(rank):
+    class Once(torch.autograd.Function):
+        """Has a backward, but no rule for forward mode."""
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.saved_tensors[0].cos()
+
+    class Sine(nn.Module):
+        def forward(self, x):
+            return Once.apply(x)
+
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 6), Sine(), nn.Linear(6, 3)), PSI).double()
+    if rank is not None:
+        maxl.distribute()
+    with pytest.warns(RuntimeWarning, match="the double backward pass is used"):
+        maxl.hypergradient(*part(rank, *batches("mlp", 0)))
+    return [parameter.grad for parameter in maxl.generator.parameters()]
+
+
+def test_ranks_fall_back_on_another_method_together(pool):
+    expected = fall_back(None)
+    for grads in pool.run(fall_back):
+        torch.testing.assert_close(grads, expected, rtol=1e-10, atol=1e-12)
+
+
+def started_during_backward(rank):
+    maxl_l2l.ranks.BUCKET_BYTES = 64
+    maxl = mlp()
+    maxl.distribute()
+    log = []
+    ranks = maxl.ranks
+    start = ranks.start_sum
+    ranks.start_sum = lambda tensor: log.append("sum") or start(tensor)
+    parameters = list(maxl.module.parameters())
+    reduction = Reduction(ranks, parameters, 1)
+
+    def backward():
+        loss = maxl.module(batches("mlp", 0)[0].float()).square().sum()
+        found = torch.autograd.grad(loss, parameters)
+        log.append("end of backward")
+        return list(found)
+
+    reduction.add(backward)
+    reduction.total()
+    return log
+
+
+def test_buckets_go_out_while_the_backward_pass_runs(pool):
+    (log, other) = pool.run(started_during_backward)
+    assert log == other
+    assert log.index("end of backward") == len(log) - 2, "all but the last bucket"
+    assert log.count("sum") > 3
+
+
+def unused(rank):
+    """A parameter that one rank's samples use and the other's do not; one that nobody's do; sparse gradients."""
+    tensors = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    table = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
+    ranks = Ranks(dist.group.WORLD, torch.device("cpu"))
+    found = []
+    for attached in (False, True):
+        reduction = Reduction(ranks, [*tensors, table], 2)
+        for scale in (1.0, 2.0):
+
+            def backward(scale=scale, attached=attached):
+                loss = scale * tensors[0].square().sum()
+                loss = loss + F.embedding(torch.tensor([rank]), table, sparse=True).sum()
+                if rank == 1:
+                    loss = loss + scale * tensors[1].sum()
+                wanted = [*tensors, table]
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True, create_graph=attached)
+                return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in grads]
+
+            reduction.add(backward)
+        found.append(
+            [
+                one if one is None else one.detach()
+                for one in (reduction.attached_total() if attached else reduction.total())
+            ]
+        )
+    return found
+
+
+def test_a_gradient_that_no_rank_has_stays_none_and_one_that_some_have_is_theirs(pool):
+    for totals in pool.run(unused):
+        for first, second, third, table in totals:
+            assert torch.equal(first, torch.full((3,), 12.0, dtype=torch.float64))
+            assert torch.equal(second, torch.full((3,), 3.0, dtype=torch.float64))
+            assert third is None
+            assert torch.equal(table[:2], torch.full((2, 2), 2.0, dtype=torch.float64))
+
+
+def counted(rank, kind):
+    """Bytes that one step hands to collectives, and the bytes of both networks' parameters."""
+    maxl = LEARNERS[kind]()
+    maxl.distribute()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (maxl.network, maxl.generator)]
+    x, y = part(rank, *batches(kind, 0))
+    maxl.step(x.float(), y, *optimizers)
+    sent, originals = [], {name: getattr(dist, name) for name in ("all_reduce", "broadcast", "all_gather_object")}
+    gather = dist.all_gather
+    for name, original in originals.items():
+        setattr(
+            dist,
+            name,
+            lambda one, *args, original=original, **options: (
+                sent.append(one.numel() * one.element_size()),
+                original(one, *args, **options),
+            )[1],
+        )
+    dist.all_gather = lambda rows, mine, **options: (
+        sent.append(mine.numel() * mine.element_size()),
+        gather(rows, mine, **options),
+    )[1]
+    try:
+        maxl.step(x.float(), y, *optimizers)
+    finally:
+        dist.all_gather = gather
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    sizes = [sum(p.numel() * p.element_size() for p in net.parameters()) for net in (maxl.network, maxl.generator)]
+    return sum(sent), *sizes, len(list(maxl.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "sync batch norm", "dense"])
+def test_bytes_of_a_step_are_twice_the_network_and_once_the_generator(pool, kind):
+    for sent, network, generator, number in pool.run(counted, kind):
+        gradients = 2 * network + generator
+        # Besides, a flag for each parameter, the header, the mean label, the losses, and what BatchNorm needs.
+        assert gradients < sent < gradients + 8 * number + (200 if kind != "sync batch norm" else 2000)
+        if kind != "sync batch norm":
+            assert sent <= 3 * (network + generator)
+
+
+def random_states(rank):
+    """Uneven parts, dropout in both networks; returns the masks' effect and the state of the generators."""
+    torch.manual_seed(5)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 3)), PSI)
+    maxl.distribute()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (maxl.network, maxl.generator)]
+    x = torch.ones(10, 8)
+    y = torch.zeros(10, dtype=torch.long)
+    found = []
+    for _ in range(3):
+        mine = part(rank, x, y)
+        result = maxl.step(*mine, *optimizers)
+        maxl.network_step(*mine, optimizers[0])
+        before = torch.get_rng_state()
+        maxl.hypergradient(*mine)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(result.outputs[:3])
+    return found, torch.get_rng_state(), state(maxl)
+
+
+def test_ranks_draw_other_masks_and_their_random_states_stay_in_step(pool):
+    (first, state_0, parameters_0), (second, state_1, parameters_1) = pool.run(random_states)
+    assert not any(torch.equal(one, other) for one, other in zip(first, second))
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(state_0, state_1)
+    assert all(torch.equal(parameters_0[name], parameters_1[name]) for name in parameters_0)
+
+
+class Counting(nn.Module):
+    """Keeps what a rank has seen in buffers: counts, a mask with infinities, and the sum of its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("last", torch.zeros(8))
+
+    def forward(self, x):
+        self.seen += len(x)
+        self.last.copy_(x.detach().sum(dim=0))
+        return x
+
+
+def buffers(rank):
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(Counting(), nn.BatchNorm1d(8), nn.Linear(8, 3)), PSI).double()
+    if rank is not None:
+        maxl.distribute()
+    x, y = part(rank, *batches("mlp", 0))
+    maxl.network_step(x, y, torch.optim.SGD(maxl.network.parameters(), lr=0.1))
+    return state(maxl.module)
+
+
+def test_statistics_of_batch_norm_are_averaged_and_other_buffers_are_rank_0s(pool):
+    first, second = pool.run(buffers)
+    x = batches("mlp", 0)[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.testing.assert_close(first["1.running_mean"], 0.1 * x.mean(dim=0), rtol=1e-12, atol=1e-14)
+    variance = 0.3 * x[:3].var(dim=0) + 0.7 * x[3:].var(dim=0)
+    torch.testing.assert_close(first["1.running_var"], 0.9 + 0.1 * variance, rtol=1e-12, atol=1e-14)
+    assert first["1.num_batches_tracked"] == 1
+    assert first["0.seen"] == 3
+    assert torch.equal(first["0.mask"], torch.tensor([0.0, -torch.inf], dtype=torch.float64))
+    torch.testing.assert_close(first["0.last"], x[:3].sum(dim=0))
+
+
+def fitted(rank, folder, stop):
+    """A run by fit() of 4 epochs, or of stop epochs and then the rest; the batches of one process are the ranks'."""
+    x, y = batches("mlp", 0)
+    data = TensorDataset(torch.cat([x, 2 * x, x[:2]]), torch.cat([y, y, y[:2]]))
+    test = DataLoader(TensorDataset(*part(rank, *batches("mlp", 3))), batch_size=2)
+    if rank is None:
+        order = [[0, 2, 4, 6, 1, 3, 5, 7], [8, 10, 12, 14, 9, 11, 13, 15], [16, 18, 20, 17, 19, 21]]
+        loader = DataLoader(data, batch_sampler=order)
+    else:
+        loader = DataLoader(data, batch_size=4, sampler=DistributedSampler(data, 2, rank, shuffle=False))
+    for epochs in (stop, 4) if stop else (4,):
+        torch.manual_seed(0)
+        maxl = mlp().double()
+        if rank is not None:
+            maxl.distribute()
+        history = fit(
+            maxl,
+            loader,
+            epochs,
+            optimizer=torch.optim.Adam(maxl.network.parameters(), lr=0.01),
+            generator_optimizer=torch.optim.Adam(maxl.generator.parameters(), lr=0.01),
+            test_loader=test,
+            checkpoint=f"{folder}/run.pt",
+            resume=True,
+            progress=False,
+        )
+    records = [{name: value for name, value in record.items() if name != "seconds"} for record in history.epochs]
+    return records, state(maxl)
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_fit_over_ranks_has_the_history_of_one_process_and_resumes(pool, tmp_path, stop):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    expected, parameters = fitted(None, folders[0], None)
+    for history, found in pool.run(fitted, folders[1], stop):
+        assert len(history) == 4
+        for record, wanted in zip(history, expected):
+            assert record == pytest.approx(wanted, rel=1e-9)
+        for name, value in parameters.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-10)
+
+
+def epochs_set(rank):
+    maxl = mlp()
+    maxl.distribute()
+    data = TensorDataset(torch.randn(8, 8), torch.randint(0, 3, (8,)))
+    loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, 2, rank))
+    told = []
+    loader.sampler.set_epoch = told.append
+    fit(maxl, loader, 3, progress=False)
+    return told
+
+
+def test_fit_tells_the_sampler_its_epoch(pool):
+    assert pool.run(epochs_set) == [[0, 1, 2]] * 2
+
+
+# What bad input gets: each of these functions makes one rank differ, and all ranks must say so.
+
+
+def other_psi(rank):
+    MAXL(nn.Linear(8, 3), [2, 3, 1] if rank == 0 else [2, 2, 2]).distribute()
+
+
+def other_model(rank):
+    MAXL(nn.Sequential(nn.Linear(8, 5 + rank), nn.Linear(5 + rank, 3)), PSI).distribute()
+
+
+def ready(rank):
+    maxl = mlp()
+    maxl.distribute()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (maxl.network, maxl.generator)]
+    return maxl, torch.randn(4, 8), torch.tensor([0, 1, 2, 0]), optimizers
+
+
+def no_batch_left(rank):
+    maxl, x, y, optimizers = ready(rank)
+    for _ in range(2 + rank):
+        maxl.step(x, y, *optimizers)
+    maxl.end_epoch()
+
+
+def no_batch_left_in_fit(rank):
+    maxl, x, y, _ = ready(rank)
+    fit(maxl, [(x, y)] * (2 + rank), 1, progress=False)
+
+
+def empty_batch(rank):
+    maxl, x, y, optimizers = ready(rank)
+    maxl.step(x[: 4 * (1 - rank)], y[: 4 * (1 - rank)], *optimizers)
+
+
+def wrong_label(rank):
+    maxl, x, y, optimizers = ready(rank)
+    maxl.step(x, y + 3 * rank, *optimizers)
+
+
+def other_method(rank):
+    maxl, x, y, optimizers = ready(rank)
+    maxl.step(x, y, *optimizers, method=("forward", "unrolled")[rank])
+
+
+def other_call(rank):
+    maxl, x, y, optimizers = ready(rank)
+    if rank == 0:
+        maxl.network_step(x, y, optimizers[0])
+    else:
+        maxl.step(x, y, *optimizers)
+
+
+def broken_data(rank):
+    maxl, x, y, _ = ready(rank)
+
+    class Data(TensorDataset):
+        def __getitem__(self, index):
+            if rank == 1 and index == 3:
+                raise OSError("image 3 is damaged")
+            return super().__getitem__(index)
+
+    fit(maxl, DataLoader(Data(x, y), batch_size=2), 1, progress=False)
+
+
+def not_finite(rank):
+    maxl, x, y, optimizers = ready(rank)
+    if rank == 1:
+        x[0] = torch.nan
+    before = state(maxl)
+    try:
+        maxl.step(x, y, *optimizers)
+    finally:
+        assert all(torch.equal(before[name], value) for name, value in state(maxl).items())
+
+
+BAD = {
+    other_psi: (r"psi is \[2, 3, 1\] on rank 0 and \[2, 2, 2\] on rank 1",) * 2,
+    other_model: ("that the model is .* on rank 0 and .* on rank 1. Build it from the same code",) * 2,
+    no_batch_left: (r"same number of batches, found: rank 0 is in the end of its epoch; rank 1 is in step\(\)",) * 2,
+    no_batch_left_in_fit: (r"same number of batches, found: rank 0 is in the end of its epoch; rank 1",) * 2,
+    empty_batch: ("rank 1 stopped: ValueError: `x` and `y` must have the same number", "ValueError: `x` and `y` must"),
+    wrong_label: ("rank 1 stopped: ValueError: `y` must hold", "ValueError: `y` must hold"),
+    other_method: (r"rank 0 is in step\(\) with method='forward'; rank 1 is in step\(\) with method='unrolled'",) * 2,
+    other_call: (r"rank 0 is in network_step\(\) with auxiliary=True; rank 1 is in step\(\)",) * 2,
+    broken_data: ("rank 1 stopped: OSError: image 3 is damaged", "OSError: image 3 is damaged"),
+    not_finite: ("NonFiniteError: the primary loss is nan",) * 2,
+}
+
+
+@pytest.mark.parametrize("function", BAD, ids=lambda function: function.__name__)
+def test_ranks_that_disagree_all_say_why_and_can_go_on(pool, function):
+    for (ok, text), expected in zip(pool.attempt(function), BAD[function]):
+        assert not ok
+        assert re.search(expected, text.splitlines()[0]), text
+    assert pool.run(buffers)[0]["0.seen"] == 3, "the ranks are in step again"
+
+
+def dies(rank):
+    maxl, x, y, optimizers = ready(rank)
+    maxl.step(x, y, *optimizers)
+    if rank == 1:
+        os._exit(1)
+    maxl.step(x, y, *optimizers)
+
+
+def stays_away(rank):
+    maxl, x, y, optimizers = ready(rank)
+    if rank == 0:
+        maxl.step(x, y, *optimizers)
+
+
+@pytest.mark.parametrize("function", [dies, stays_away], ids=lambda function: function.__name__)
+def test_a_rank_that_is_lost_ends_the_wait_with_a_message(function):
+    with Pool(seconds=3) as processes:
+        ok, text = processes.attempt(function)[0]
+    assert not ok
+    assert text.startswith("RankError: rank 0 of 2 waited for the others in vain: ")
+    assert "One of them has stopped, has left the training loop, or was not heard of until" in text
+
+
+def test_without_a_process_group_distribute_says_what_to_call():
+    with pytest.raises(RuntimeError, match=r"Call torch.distributed.init_process_group\(\) first"):
+        mlp().distribute()
+
+
+def lacking(rank):
+    original = dist.all_reduce
+
+    def refuse(*args, **options):
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    dist.all_reduce = refuse
+    try:
+        mlp().distribute()
+    finally:
+        dist.all_reduce = original
+
+
+def test_a_backend_without_the_collectives_is_named(pool):
+    for ok, text in pool.attempt(lacking):
+        assert not ok
+        assert "`process_group` must be able to all_reduce, all_gather and broadcast tensors on cpu" in text
+        assert "'gloo'" in text
+
+
+def copies(rank):
+    maxl, *_ = ready(rank)
+    other = copy.deepcopy(maxl)
+    assert other.ranks is maxl.ranks
+    assert pickle.loads(pickle.dumps(maxl)).ranks.size == 1
+    assert maxl.clone().ranks is maxl.ranks
+
+
+def test_a_copy_belongs_to_the_same_ranks_and_a_pickled_one_to_none(pool):
+    pool.run(copies)
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, nn.parallel.DistributedDataParallel])
+def test_a_model_in_a_data_parallel_wrapper_is_refused(pool, wrapper):
+    for ok, text in pool.attempt(wrapped, wrapper):
+        assert not ok
+        assert f"TypeError: `model` must be the model itself, found {wrapper.__name__}" in text
+        assert "maxl.distribute()" in text
+
+
+def wrapped(rank, wrapper):
+    MAXL(wrapper(nn.Linear(8, 3)), PSI)
+
+
+def test_buckets_hold_every_tensor_once_from_the_last_to_the_first(monkeypatch):
+    monkeypatch.setattr(maxl_l2l.ranks, "BUCKET_BYTES", 100)
+    sizes = [22, 2, 3, 40, 10, 10, 1]
+    tensors = [torch.zeros(size, dtype=torch.float16 if size == 3 else torch.float32) for size in sizes]
+    found = buckets(tensors)
+    assert sorted(itertools.chain(*found)) == list(range(7))
+    assert found == [[6, 5, 4], [3], [2], [1, 0]]
+
+
+def test_a_process_alone_exchanges_nothing():
+    ranks = Ranks()
+    value = torch.ones(2)
+    assert ranks.sum(value) is value
+    assert ranks.joined_rows(value) is value
+    assert ranks.gathered(3) == [3]
+    assert ranks.totals("", 4, 5) == (4, 5)
+    mlp().end_epoch()
