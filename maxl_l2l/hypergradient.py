@@ -69,7 +69,7 @@ class _Run:
         self.ranks = bilevel.ranks
         # Of all ranks: a rank's part of a batch is weighted as a micro-batch is.
         self.num_samples, self.num_meta_samples = self.ranks.totals(
-            f"method={options.method!r}", num_samples(batch), num_samples(meta_batch)
+            f"method={options.method!r}, {inner}", num_samples(batch), num_samples(meta_batch)
         )
         self.labels: list[LabelPass] = []
         self.passes: list[NetworkPass] = []

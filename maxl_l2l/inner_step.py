@@ -44,6 +44,12 @@ class InnerStep:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
 
+    def __repr__(self) -> str:
+        """The kind of step in a few words, without waiting for a learning rate that is kept on a device."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        shown = ", ".join("a tensor" if isinstance(rate, Tensor) else f"{rate:g}" for rate in rates)
+        return f"{type(self.optimizer).__name__} at lr {shown}, max_grad_norm={self.max_grad_norm}"
+
     @classmethod
     def sgd(cls, parameters: Iterable[Tensor], lr: float, max_grad_norm: float | None = None) -> InnerStep:
         """Returns plain gradient descent with a learning rate."""

@@ -20,9 +20,9 @@ from .ranks import Ranks
 def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     """Has the SyncBatchNorm layers of a module that are in training mode run by :func:`sync_batch_norm` inside.
 
-    All ranks must make the same passes. A process alone has nothing to synchronise.
+    All ranks must make the same passes. Without a process group nothing is changed.
     """
-    layers = [part for part in module.modules() if isinstance(part, nn.SyncBatchNorm) and ranks.size > 1]
+    layers = [part for part in module.modules() if isinstance(part, nn.SyncBatchNorm) and ranks.group is not None]
     for layer in layers:
         vars(layer)["forward"] = partial(sync_batch_norm, layer, ranks)
     try:
