@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import quantiles
 from typing import Any
 
 from .case import Case
 from .contenders import CONTENDERS
 from .measure import Result
+from .spread import spread
 
 MIB = 2**20
 COLUMNS = ("", "Seconds", "Ratio to single task", "Peak memory, MiB", "Relative error", "Of the method", "")
@@ -35,14 +35,6 @@ def rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
         }
         for result in results
     ]
-
-
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median and quartiles; None without values."""
-    if not values:
-        return None
-    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {"median": middle, "low": low, "high": high}
 
 
 def note(result: Result) -> str:

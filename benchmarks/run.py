@@ -6,23 +6,14 @@ Run: python -m benchmarks.run --quick     (make bench does it in full, after ins
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
-import subprocess
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from maxl_l2l.files import replace_file
-
 from .case import PRECISIONS, Case
 from .contenders import CONTENDERS
+from .environment import environment, write
 from .figures import draw_costs, draw_growth
 from .growth import CURVES, points
 from .measure import compare
@@ -30,7 +21,6 @@ from .report import rows, table
 
 NETWORKS = ("vgg16-0.5", "vgg16-1", "resnet18", "vit")
 QUICK = {"networks": ["vgg-1x5-0.25"], "batch": 50, "repeats": 3}
-PACKAGES = ("torchvision", "maxl_l2l", "higher", "learn2learn", "torchopt", "numpy")
 
 
 def parsed() -> argparse.Namespace:
@@ -91,44 +81,6 @@ def measure_growth(arguments: argparse.Namespace, about: dict[str, Any]) -> None
         write(arguments.out / "growth.json", {**about, "points": found})
     draw_growth(found, arguments.out / "growth.png")
     print(f"\nWritten: {arguments.out}/growth.json, {arguments.out}/growth.png")
-
-
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """When, where and with what this is measured."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name(arguments.device),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            **{name: version(name) for name in PACKAGES},
-        },
-        "settings": {**vars(arguments), "out": str(arguments.out)},
-    }
-
-
-def device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str | None:
-    """The commit of this checkout, marked if files differ from it; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
 if __name__ == "__main__":
