@@ -37,7 +37,7 @@ from .networks import multi_task_network
 from .passes import RandomState, buffer_copies, cuda_devices, virtual_pass
 from .ranks import Ranks
 from .ranks import process_group as found_process_group
-from .steps import add_hypergradient, fused_backward, fused_step, generator_step, network_step
+from .steps import add_hypergradient, fused_step, generator_step, network_step
 from .sync_norm import synchronised
 from .updates import Updates
 
@@ -269,7 +269,8 @@ class AuxiliaryLabelGenerator(Learner):
         Args:
             x: Training samples, N of them.
             y: Their primary labels, first dimension N.
-            optimizer: Holds all trainable parameters of ``self.network``.
+            optimizer: Holds all trainable parameters of ``self.network``. It may be in a wrapper that shows it as
+                ``.optimizer`` and steps by ``step()``, as Lightning's and accelerate's do.
             generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
             meta_batch: As in :meth:`hypergradient`; so are method, epsilon and micro_batches.
             method: See above.
@@ -301,59 +302,6 @@ class AuxiliaryLabelGenerator(Learner):
         updates = self._updates(max_grad_norm, scaler)
         with self._in_step():
             return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
-
-    @_made_by_all_ranks
-    def backward(
-        self,
-        x: Any,
-        y: Tensor,
-        optimizer: Optimizer,
-        *,
-        meta_batch: Batch | None = None,
-        method: str = "forward",
-        epsilon: float | None = None,
-        micro_batches: int = 1,
-        max_grad_norm: float | None = None,
-        scaler: GradScaler | None = None,
-    ) -> StepResult:
-        """What :meth:`step` does short of the optimizers' steps, for loops that take these themselves.
-
-        Sets (does not add to) the ``.grad`` of both networks and moves BatchNorm statistics; what is left to do is
-        ``optimizer.step(); generator_optimizer.step()``. The gradients are clipped already, and not scaled: with a
-        scaler, whose scale keeps small gradients, multiply by it what goes through ``scaler.step``.
-
-        Args:
-            x: Training samples, N of them.
-            y: Their primary labels, first dimension N.
-            optimizer: Whose next step, on this very gradient, the hypergradient goes through; it is not taken here.
-            meta_batch: As in :meth:`step`; so are method, epsilon, micro_batches, max_grad_norm and scaler.
-            method: See above.
-            epsilon: See above.
-            micro_batches: See above.
-            max_grad_norm: See above.
-            scaler: See above.
-
-        Returns:
-            As :meth:`step`.
-
-        Raises:
-            TypeError, ValueError: An argument does not fit; nothing has been computed.
-            NonFiniteError: A loss or gradient is NaN or infinite; no gradient or buffer has changed.
-
-        Example:
-            >>> maxl = MAXL(nn.Linear(8, 2), psi=[3, 3])
-            >>> optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
-            >>> generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.01)
-            >>> losses = maxl.backward(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer)
-            >>> optimizer.step(), generator_optimizer.step()
-            (None, None)
-        """
-        meta_batch = self._checked_batches(x, y, meta_batch)
-        options = self._options(method, epsilon, micro_batches)
-        self._check_optimizer(optimizer)
-        updates = self._updates(max_grad_norm, scaler)
-        with self._in_step():
-            return fused_backward(self._bilevel(), (x, y), meta_batch, optimizer, options, updates)
 
     @_made_by_all_ranks
     def network_step(
@@ -390,16 +338,12 @@ class AuxiliaryLabelGenerator(Learner):
         self.check_batch(x, y)
         self._check_optimizer(optimizer)
         options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
+        if not auxiliary:
+            targets = None
+        elif targets is not None:
+            self._check_given(targets, y)
         with self._in_step():
-            if not auxiliary:
-                targets = None
-            elif targets is None:
-                with torch.no_grad():
-                    targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
-                self.check_targets(targets, y)
-            else:
-                self._check_given(targets, y)
-            return network_step(self._bilevel(), (x, y), targets, optimizer, options, updates)
+            return network_step(self._bilevel(), (x, y), targets, auxiliary, optimizer, options, updates)
 
     @_made_by_all_ranks
     def generator_step(
@@ -449,7 +393,7 @@ class AuxiliaryLabelGenerator(Learner):
     def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Has the processes of a group, its ranks, train together: each passes its part of every batch to :meth:`step`.
 
-        From now on :meth:`step`, :meth:`backward`, :meth:`network_step`, :meth:`generator_step` and
+        From now on :meth:`step`, :meth:`network_step`, :meth:`generator_step` and
         :meth:`hypergradient` compute what one process would on the whole batch, whatever the sizes of its parts: the
         gradients of both networks, v (see "How it works") and the mean label of the entropy term are summed over ranks.
         All ranks call them together. The losses in their result are those of the whole batch, outputs and targets the

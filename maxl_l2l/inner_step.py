@@ -25,7 +25,8 @@ class InnerStep:
     """The step that an optimizer would take next, computed without taking it.
 
     Args:
-        optimizer: A ``torch.optim`` optimizer; its groups and state are read at every call.
+        optimizer: A ``torch.optim`` optimizer, or a wrapper that shows one as ``.optimizer``, as Lightning's and
+            accelerate's do; its groups and state are read at every call.
         max_grad_norm: Norm to which the gradient is clipped before it; None for no clipping.
 
     Raises:
@@ -33,6 +34,7 @@ class InnerStep:
     """
 
     def __init__(self, optimizer: Optimizer, max_grad_norm: float | None = None) -> None:
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         self.rule = RULES.get(type(optimizer))
         if self.rule is None and not is_differentiable(optimizer):
             names = ", ".join(sorted(kind.__name__ for kind in RULES))

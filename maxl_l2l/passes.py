@@ -93,15 +93,15 @@ def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, tensor
 
 
-def write_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copies values into a module's buffers, by name; one that the pass has registered is where it belongs already."""
-    with torch.no_grad():
+def write_buffers(moved: Iterable[tuple[nn.Module, Mapping[str, Tensor]]]) -> None:
+    """Copies values into modules' buffers, by name; one that a pass has registered is where it belongs already."""
+    for module, values in moved:
         for name, buffer in module.named_buffers():
             value = values.get(name)
             if value is None:
                 continue
             if value.shape == buffer.shape:
-                buffer.copy_(value)
+                buffer.detach().copy_(value)
             else:  # it has grown
                 buffer.data = value.to(buffer)
 

@@ -181,36 +181,36 @@ class Ranks:
 
     def joined_buffers(
         self, modules: Sequence[tuple[nn.Module, Mapping[str, Tensor]]], share: float
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[tuple[nn.Module, dict[str, Tensor]]]:
         """Puts buffers that passes have moved in step: means for BatchNorm's statistics, rank 0's for others.
 
         Args:
             modules: Modules, each with its moved buffers by name.
             share: This rank's share of the samples.
         """
-        joined = [dict(values) for _, values in modules]
+        joined = [(module, dict(values)) for module, values in modules]
         if self.size == 1:
             return joined
         places = [
-            (number, name, buffer, share if name in statistics else float(self.rank == 0))
-            for number, (module, _) in enumerate(modules)
+            (values, name, buffer, share if name in statistics else float(self.rank == 0))
+            for module, values in joined
             for statistics in (_statistics(module),)
             for name, buffer in module.named_buffers()
-            if name in joined[number] and joined[number][name].shape == buffer.shape
+            if name in values and values[name].shape == buffer.shape
         ]
-        moved = [(joined[number][name] != buffer).any().to(self.device) for number, name, buffer, _ in places]
+        moved = [(values[name] != buffer).any().to(self.device) for values, name, buffer, _ in places]
         flags = self.sum(torch.stack(moved).double()).tolist() if moved else []
         places = [place for place, flag in zip(places, flags) if flag]
         if not places:
             return joined
         parts = []
-        for number, name, _, weight in places:
-            part = joined[number][name].to(self.device, torch.float64).reshape(-1)
+        for values, name, _, weight in places:
+            part = values[name].to(self.device, torch.float64).reshape(-1)
             # Zeros, not a product with zero: there may be infinities.
             parts.append(part * weight if weight else torch.zeros_like(part))
         totals = self.sum(torch.cat(parts)).split([len(part) for part in parts])
-        for (number, name, buffer, _), total in zip(places, totals):
-            joined[number][name] = total.view_as(buffer).to(buffer)
+        for (values, name, buffer, _), total in zip(places, totals):
+            values[name] = total.view_as(buffer).to(buffer)
         return joined
 
     def send_from_first(self, module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .derivatives import Derivatives, StepResult
@@ -46,22 +46,6 @@ def add_hypergradient(
 
 
 @torch.enable_grad()
-def fused_backward(
-    bilevel: Bilevel, batch: Batch, meta_batch: Batch, optimizer: Optimizer, options: Options, updates: Updates
-) -> StepResult:
-    """What :func:`fused_step` does short of the optimizers' steps: sets the ``.grad`` of both networks."""
-    derivatives, skipped = _fused(bilevel, batch, meta_batch, optimizer, options, updates)
-    for network, grads in (
-        (bilevel.network, derivatives.network_grads),
-        (bilevel.generator, updates.clipped(derivatives.generator_grads)),
-    ):
-        for parameter in network.parameters():
-            parameter.grad = grads.get(parameter)
-    _write_buffers(bilevel, derivatives)
-    return derivatives.result._replace(skipped=skipped)
-
-
-@torch.enable_grad()
 def fused_step(
     bilevel: Bilevel,
     batch: Batch,
@@ -80,35 +64,23 @@ def fused_step(
     Raises:
         NonFiniteError: A loss or gradient is not finite.
     """
-    derivatives, skipped = _fused(bilevel, batch, meta_batch, optimizer, options, updates)
-    generator_grads = updates.clipped(derivatives.generator_grads)
-    updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads))
-    _write_buffers(bilevel, derivatives)
-    return derivatives.result._replace(skipped=skipped)
-
-
-def _fused(
-    bilevel: Bilevel, batch: Batch, meta_batch: Batch, optimizer: Optimizer, options: Options, updates: Updates
-) -> tuple[Derivatives, bool]:
-    """Both networks' gradients, and whether a scaler will skip a step."""
     inner = InnerStep(optimizer, updates.max_grad_norm)
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
-    return derivatives, derivatives.check_finite(updates.scaler is not None)
+    skipped = derivatives.check_finite(updates.scaler is not None)
+    generator_grads = updates.clipped(derivatives.generator_grads)
+    moved = _moved_buffers(bilevel, derivatives)
+    updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads))
+    write_buffers(moved)
+    return derivatives.result._replace(skipped=skipped)
 
 
-def _write_buffers(bilevel: Bilevel, derivatives: Derivatives) -> None:
-    """Takes over the buffers that passes have moved, of those networks of which there are any."""
-    moved = [
-        (module, buffers)
-        for module, buffers in (
-            (bilevel.network, derivatives.network_buffers),
-            (bilevel.generator, derivatives.generator_buffers),
-        )
-        if buffers
-    ]
-    for (module, _), buffers in zip(moved, bilevel.ranks.joined_buffers(moved, derivatives.share)):
-        write_buffers(module, buffers)
+def _moved_buffers(bilevel: Bilevel, derivatives: Derivatives) -> list[tuple[nn.Module, dict[str, Tensor]]]:
+    """The buffers that passes have moved, of those networks of which there are any."""
+    networks = [(bilevel.network, derivatives.network_buffers), (bilevel.generator, derivatives.generator_buffers)]
+    return bilevel.ranks.joined_buffers(
+        [(network, buffers) for network, buffers in networks if buffers], derivatives.share
+    )
 
 
 @torch.enable_grad()
@@ -125,22 +97,33 @@ def generator_step(
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     skipped = derivatives.check_finite(updates.scaler is not None)
+    moved = _moved_buffers(bilevel, replace(derivatives, network_buffers={}))
     updates.take((generator_optimizer, updates.clipped(derivatives.generator_grads)))
-    _write_buffers(bilevel, replace(derivatives, network_buffers={}))
+    write_buffers(moved)
     return derivatives.result._replace(skipped=skipped)
 
 
 @torch.enable_grad()
 def network_step(
-    bilevel: Bilevel, batch: Batch, targets: Tensor | None, optimizer: Optimizer, options: Options, updates: Updates
+    bilevel: Bilevel,
+    batch: Batch,
+    targets: Tensor | None,
+    auxiliary: bool,
+    optimizer: Optimizer,
+    options: Options,
+    updates: Updates,
 ) -> StepResult:
-    """One training step of the network towards given auxiliary targets, or on the primary loss alone if None."""
+    """One training step of the network towards given auxiliary targets, the generator's if None, or without any."""
+    (total_samples,) = bilevel.ranks.totals(f"auxiliary={auxiliary}", num_samples(batch))
+    if auxiliary and targets is None:
+        with torch.no_grad():
+            targets = bilevel.generator_pass({}, buffer_copies(bilevel.generator), *batch)
+        bilevel.check_targets(targets, batch[1])
     network, objective = bilevel.network, bilevel.objective
     parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
     scale, buffers = updates.loss_scale(network), buffer_copies(network)
     parts = split(batch, options.micro_batches)
     all_targets = [None] * len(parts) if targets is None else targets.tensor_split(len(parts))
-    (total_samples,) = bilevel.ranks.totals(f"auxiliary={targets is not None}", num_samples(batch))
     passes, reduction = [], Reduction(bilevel.ranks, parameters, len(parts))
     for part, part_targets in zip(parts, all_targets):
         share = num_samples(part) / total_samples
@@ -157,6 +140,7 @@ def network_step(
     result = StepResult(primary_loss, auxiliary_loss, outputs=outputs, targets=targets)
     derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {}, num_samples(batch) / total_samples)
     skipped = derivatives.check_finite(updates.scaler is not None)
+    moved = _moved_buffers(bilevel, derivatives)
     updates.take((optimizer, derivatives.network_grads))
-    _write_buffers(bilevel, derivatives)
+    write_buffers(moved)
     return result._replace(skipped=skipped)
