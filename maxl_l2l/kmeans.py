@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .extras import missing
 from .hierarchy import Hierarchy
 from .sources import FixedLabels, items
 
 try:
     from sklearn.cluster import KMeans
 except ImportError as error:
-    raise ImportError(
-        "k-means labels need scikit-learn, which is not installed. Install it with: pip install 'maxl_l2l[kmeans]'"
-    ) from error
+    raise missing("scikit-learn", "KMeansLabels", extra="kmeans") from error
 
 
 class KMeansLabels(FixedLabels):

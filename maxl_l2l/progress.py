@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .extras import missing
 from .measures import Means, Usage
 
 try:
@@ -19,7 +20,7 @@ SHOWN = ("test_accuracy", "accuracy", "sub_classes", "primary_loss", "auxiliary_
 def progress_wanted(progress: bool | None) -> bool:
     """Returns whether to show a bar: as asked, or if tqdm is installed; raises ImportError if asked for in vain."""
     if progress and tqdm is None:
-        raise ImportError("progress=True needs tqdm, which is not installed. Run: pip install 'maxl_l2l[progress]'")
+        raise missing("tqdm", "progress=True", extra="progress")
     return tqdm is not None if progress is None else progress
 
 

@@ -1,8 +1,5 @@
 """Label sources: six ways to label, one interface."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -153,10 +150,3 @@ def test_fixed_labels_need_a_labelled_loader():
 def test_sources_without_a_generator_have_no_generator_step():
     with pytest.raises(NotImplementedError, match="SingleTask has no generator to train"):
         SingleTask().generator_step(MAXL(nn.Linear(2, 2), PSI), None, None, None)
-
-
-def test_missing_scikit_learn_names_the_extra():
-    code = "import sys; sys.modules['sklearn'] = None; import maxl_l2l.kmeans"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ImportError: k-means labels need scikit-learn" in done.stderr
-    assert "pip install 'maxl_l2l[kmeans]'" in done.stderr
