@@ -74,7 +74,8 @@ class Reduction:
         """Returns the sums with a graph: their derivatives are summed over the ranks too."""
         if not self.buckets:
             return self.local
-        flags = self.ranks.sum(torch.tensor([grad is not None for grad in self.local], device=self.tensors[0].device))
+        flags = torch.tensor([float(grad is not None) for grad in self.local], device=self.tensors[0].device)
+        flags = self.ranks.sum(flags)
         total: Grads = [None] * len(self.tensors)
         for bucket in self.buckets:
             parts = [self._dense(self.local[at], at) for at in bucket]

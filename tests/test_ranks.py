@@ -524,6 +524,15 @@ def other_lr(rank):
     maxl.step(x, y, *optimizers)
 
 
+def other_number_of_micro_batches(rank):
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 6), nn.SyncBatchNorm(6), nn.Linear(6, 3)), PSI)
+    maxl.distribute()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (maxl.network, maxl.generator)]
+    size = (8, 2)[rank]
+    maxl.step(torch.randn(size, 8), torch.zeros(size, dtype=torch.long), *optimizers, micro_batches=4)
+
+
 def other_call(rank):
     maxl, x, y, optimizers = ready(rank)
     if rank == 0:
@@ -565,6 +574,7 @@ BAD = {
     other_method: (r"rank 0 is in step\(\) with method='forward', .*; rank 1 is in step\(\) with method='unrolled'",)
     * 2,
     other_lr: (r"rank 0 is in step\(\) with .* SGD at lr 0.1, .*; rank 1 is in step\(\) with .* SGD at lr 0.2",) * 2,
+    other_number_of_micro_batches: (r"rank 0 .* 4 micro-batches and 4 .*; rank 1 .* 2 micro-batches and 2",) * 2,
     other_call: (r"rank 0 is in network_step\(\) with auxiliary=True; rank 1 is in step\(\)",) * 2,
     broken_data: ("rank 1 stopped: OSError: image 3 is damaged", "OSError: image 3 is damaged"),
     not_finite: ("NonFiniteError: the primary loss is nan",) * 2,
