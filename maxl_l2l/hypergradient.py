@@ -33,6 +33,7 @@ from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
 from .passes import RandomState, buffer_copies, clones, cuda_devices, virtual_pass
 from .reduction import Grads, Reduction, added
+from .sync_norm import passes_in_words
 from .tape import Tape
 
 
@@ -67,12 +68,11 @@ class _Run:
         self.batches = split(batch, options.micro_batches)
         self.meta_batches = split(meta_batch, options.micro_batches)
         self.ranks = bilevel.ranks
-        words = f"method={options.method!r}, {inner}"
-        if options.micro_batches > 1 and any(isinstance(part, nn.SyncBatchNorm) for part in bilevel.network.modules()):
-            # These layers exchange statistics in every pass, so that all ranks must make as many.
-            words += f", {len(self.batches)} micro-batches and {len(self.meta_batches)} for the meta loss"
+        words = passes_in_words(bilevel.network, self.ranks, len(self.batches), len(self.meta_batches))
         # Of all ranks: a rank's part of a batch is weighted as a micro-batch is.
-        self.num_samples, self.num_meta_samples = self.ranks.totals(words, num_samples(batch), num_samples(meta_batch))
+        self.num_samples, self.num_meta_samples = self.ranks.totals(
+            f"method={options.method!r}, {inner}{words}", num_samples(batch), num_samples(meta_batch)
+        )
         self.labels: list[LabelPass] = []
         self.passes: list[NetworkPass] = []
 

@@ -16,6 +16,7 @@ from .inner_step import InnerStep
 from .micro_batches import num_samples, split
 from .passes import buffer_copies, cuda_devices, write_buffers
 from .reduction import Reduction
+from .sync_norm import passes_in_words
 from .updates import Updates
 
 
@@ -114,15 +115,15 @@ def network_step(
     updates: Updates,
 ) -> StepResult:
     """One training step of the network towards given auxiliary targets, the generator's if None, or without any."""
-    (total_samples,) = bilevel.ranks.totals(f"auxiliary={auxiliary}", num_samples(batch))
+    network, objective, parts = bilevel.network, bilevel.objective, split(batch, options.micro_batches)
+    words = f"auxiliary={auxiliary}{passes_in_words(network, bilevel.ranks, len(parts))}"
+    (total_samples,) = bilevel.ranks.totals(words, num_samples(batch))
     if auxiliary and targets is None:
         with torch.no_grad():
             targets = bilevel.generator_pass({}, buffer_copies(bilevel.generator), *batch)
         bilevel.check_targets(targets, batch[1])
-    network, objective = bilevel.network, bilevel.objective
     parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
     scale, buffers = updates.loss_scale(network), buffer_copies(network)
-    parts = split(batch, options.micro_batches)
     all_targets = [None] * len(parts) if targets is None else targets.tensor_split(len(parts))
     passes, reduction = [], Reduction(bilevel.ranks, parameters, len(parts))
     for part, part_targets in zip(parts, all_targets):

@@ -22,7 +22,7 @@ def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
 
     All ranks must make the same passes. Without a process group nothing is changed.
     """
-    layers = [part for part in module.modules() if isinstance(part, nn.SyncBatchNorm) and ranks.group is not None]
+    layers = [] if ranks.group is None else _layers(module)
     for layer in layers:
         vars(layer)["forward"] = partial(sync_batch_norm, layer, ranks)
     try:
@@ -30,6 +30,13 @@ def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     finally:
         for layer in layers:
             del vars(layer)["forward"]
+
+
+def passes_in_words(module: nn.Module, ranks: Ranks, *numbers: int) -> str:
+    """What all ranks must have in common if there are such layers, which meet in every pass: the number of passes."""
+    if ranks.group is None or not _layers(module):
+        return ""
+    return f", {' and '.join(map(str, numbers))} micro-batches under SyncBatchNorm"
 
 
 def sync_batch_norm(layer: nn.SyncBatchNorm, ranks: Ranks, input: Tensor) -> Tensor:
@@ -61,6 +68,10 @@ def sync_batch_norm(layer: nn.SyncBatchNorm, ranks: Ranks, input: Tensor) -> Ten
         standard = standard + layer.bias.view(shape)
     normalised: Tensor = standard.to(input.dtype)
     return normalised
+
+
+def _layers(module: nn.Module) -> list[nn.SyncBatchNorm]:
+    return [part for part in module.modules() if isinstance(part, nn.SyncBatchNorm)]
 
 
 def _move_statistics(layer: nn.SyncBatchNorm, mean: Tensor, variance: Tensor) -> None:

@@ -299,11 +299,11 @@ def unused(rank):
 
 def test_a_gradient_that_no_rank_has_stays_none_and_one_that_some_have_is_theirs(pool):
     for totals in pool.run(unused):
-        for first, second, third, table in totals:
+        for first, second, third, rows in totals:
             assert torch.equal(first, torch.full((3,), 12.0, dtype=torch.float64))
             assert torch.equal(second, torch.full((3,), 3.0, dtype=torch.float64))
             assert third is None
-            assert torch.equal(table[:2], torch.full((2, 2), 2.0, dtype=torch.float64))
+            assert torch.equal(rows[:2], torch.full((2, 2), 2.0, dtype=torch.float64))
 
 
 def counted(rank, kind):
@@ -574,7 +574,7 @@ BAD = {
     other_method: (r"rank 0 is in step\(\) with method='forward', .*; rank 1 is in step\(\) with method='unrolled'",)
     * 2,
     other_lr: (r"rank 0 is in step\(\) with .* SGD at lr 0.1, .*; rank 1 is in step\(\) with .* SGD at lr 0.2",) * 2,
-    other_number_of_micro_batches: (r"rank 0 .* 4 micro-batches and 4 .*; rank 1 .* 2 micro-batches and 2",) * 2,
+    other_number_of_micro_batches: (r"rank 0 .* 4 and 4 micro-batches .*; rank 1 .* 2 and 2 micro-batches",) * 2,
     other_call: (r"rank 0 is in network_step\(\) with auxiliary=True; rank 1 is in step\(\)",) * 2,
     broken_data: ("rank 1 stopped: OSError: image 3 is damaged", "OSError: image 3 is damaged"),
     not_finite: ("NonFiniteError: the primary loss is nan",) * 2,
