@@ -473,10 +473,13 @@ class AuxiliaryLabelGenerator(Learner):
 
     def _description(self) -> dict[str, Any]:
         """What all ranks must have in common."""
-        networks = {"the model": self.network, "the generator": self.generator}
+        frozen = {place for place, parameter in self.named_parameters() if not parameter.requires_grad}
         return {
-            name: {place: (list(tensor.shape), str(tensor.dtype)) for place, tensor in network.state_dict().items()}
-            for name, network in networks.items()
+            **{
+                place: f"{list(tensor.shape)} {tensor.dtype}{' frozen' * (place in frozen)}"
+                for place, tensor in self.state_dict().items()
+            },
+            "the order of parameters": [place for place, _ in self.named_parameters()],
         }
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:

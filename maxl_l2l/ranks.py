@@ -111,11 +111,12 @@ class Ranks:
         with self._waiting():
             dist.all_gather_object(everyone, dict(descriptions), group=self.group)
         for rank, theirs in enumerate(everyone):
-            for name, value in everyone[0].items():
-                if theirs.get(name) != value:
+            for name in {**everyone[0], **theirs}:
+                first, other = (one.get(name, "missing") for one in (everyone[0], theirs))
+                if first != other:
                     raise RankError(
-                        f"`{argument}` must be the same on all ranks, found that {name} is {_short(value)} on rank 0 "
-                        f"and {_short(theirs.get(name))} on rank {rank}. Build it from the same code and options."
+                        f"`{argument}` must be the same on all ranks, found that {name} is {first} on rank 0 "
+                        f"and {other} on rank {rank}. Build it from the same code and options."
                     )
 
     def gathered(self, value: Any) -> list[Any]:
@@ -344,8 +345,3 @@ def _disagreement(states: Sequence[int], words: Sequence[str]) -> str:
             "Use torch.utils.data.DistributedSampler, which evens them out."
         )
     return f"ranks must make the same calls with the same options, found: {found}. Run the same program on each."
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

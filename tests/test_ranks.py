@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import maxl_l2l.ranks
 from benchmarks.ranks import measure, table
-from maxl_l2l import MAXL, AuxiliaryLabelGenerator, fit
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, fit
 from maxl_l2l.ranks import Ranks, buckets
 from maxl_l2l.reduction import Reduction
 
@@ -484,6 +484,30 @@ def other_model(rank):
     MAXL(nn.Sequential(nn.Linear(8, 5 + rank), nn.Linear(5 + rank, 3)), PSI).distribute()
 
 
+def larger_model(rank):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    if rank == 1:
+        model[0].register_parameter("scale", nn.Parameter(torch.ones(8)))
+    MAXL(model, PSI, generator=LabelGenerator(nn.Linear(8, 6), PSI)).distribute()
+
+
+def frozen_model(rank):
+    model = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 3))
+    model[0].weight.requires_grad_(rank == 0)
+    MAXL(model, PSI).distribute()
+
+
+def other_order(rank):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("first", "second")[:: 1 - 2 * rank]:
+                setattr(self, name, nn.Linear(8, 8))
+            self.head = nn.Linear(8, 3)
+
+    MAXL(Two(), PSI).distribute()
+
+
 def ready(rank):
     maxl = mlp()
     maxl.distribute()
@@ -566,7 +590,11 @@ def not_finite(rank):
 
 BAD = {
     other_psi: (r"psi is \[2, 3, 1\] on rank 0 and \[2, 2, 2\] on rank 1",) * 2,
-    other_model: ("that the model is .* on rank 0 and .* on rank 1. Build it from the same code",) * 2,
+    other_model: (r"network.module.0.weight is \[5, 8\] torch.float32 on rank 0 and \[6, 8\] torch.float32 on",) * 2,
+    larger_model: (r"network.module.0.scale is missing on rank 0 and \[8\] torch.float32 on rank 1. Build it from",)
+    * 2,
+    frozen_model: ("network.module.0.weight is .*float32 on rank 0 and .*float32 frozen on rank 1",) * 2,
+    other_order: ("that the order of parameters is .* on rank 0 and .* on rank 1",) * 2,
     no_batch_left: (r"same number of batches, found: rank 0 is in the end of its epoch; rank 1 is in step\(\)",) * 2,
     no_batch_left_in_fit: (r"same number of batches, found: rank 0 is in the end of its epoch; rank 1",) * 2,
     empty_batch: ("rank 1 stopped: ValueError: `x` and `y` must have the same number", "ValueError: `x` and `y` must"),
