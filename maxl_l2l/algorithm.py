@@ -415,6 +415,7 @@ class AuxiliaryLabelGenerator(Learner):
         device = next(self.parameters()).device
         ranks = Ranks(found_process_group(process_group, device), device)
         ranks.check_same(self._description(), "maxl")
+        ranks.check_same({"the order of parameters": [name for name, _ in self.named_parameters()]}, "maxl")
         for network in (self.network, self.generator):
             ranks.send_from_first(network)
         self._ranks = ranks
@@ -475,11 +476,8 @@ class AuxiliaryLabelGenerator(Learner):
         """What all ranks must have in common."""
         frozen = {place for place, parameter in self.named_parameters() if not parameter.requires_grad}
         return {
-            **{
-                place: f"{list(tensor.shape)} {tensor.dtype}{' frozen' * (place in frozen)}"
-                for place, tensor in self.state_dict().items()
-            },
-            "the order of parameters": [place for place, _ in self.named_parameters()],
+            place: f"{list(tensor.shape)} {tensor.dtype}{' frozen' * (place in frozen)}"
+            for place, tensor in self.state_dict().items()
         }
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
