@@ -134,7 +134,7 @@ class AuxiliaryLabelGenerator(Learner):
             _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
         )
         self._experience = Experience()
-        self._passes: tuple[Pass, Pass] | None = None
+        self._passes: tuple[CompiledPass, CompiledPass] | None = None
         self._ranks = Ranks()
 
     def loss(
@@ -455,7 +455,12 @@ class AuxiliaryLabelGenerator(Learner):
         return (*super()._shared(), self.objective)
 
     def _bilevel(self) -> Bilevel:
-        passes = self._passes or (plain_pass(self.network), plain_pass(self.generator))
+        passes: tuple[Pass, Pass] = plain_pass(self.network), plain_pass(self.generator)
+        # A shallow copy, as learn2learn.clone_module makes it, has the compiled passes of other modules.
+        if self._passes is not None and all(
+            p.module is own for p, own in zip(self._passes, (self.network, self.generator))
+        ):
+            passes = self._passes
         return Bilevel(
             self.network, self.generator, self.objective, self.check_targets, self._experience, *passes, self._ranks
         )
@@ -482,7 +487,13 @@ class AuxiliaryLabelGenerator(Learner):
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
         if optimizer is None:
-            return InnerStep.sgd([p for p in self.network.parameters() if p.requires_grad], self.lr, max_grad_norm)
+            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            if not all(parameter.is_leaf for parameter in parameters):
+                raise ValueError(
+                    "`hypergradient` needs a learner with parameters of its own, found a clone's, which are functions "
+                    "of others. Call it on the learner that was cloned, or meta_loss(x, y).backward() on the clone."
+                )
+            return InnerStep.sgd(parameters, self.lr, max_grad_norm)
         self._check_optimizer(optimizer)
         return InnerStep(optimizer, max_grad_norm)
 

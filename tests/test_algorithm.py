@@ -638,3 +638,9 @@ def test_bad_options_of_the_hypergradient_are_refused():
         maxl.hypergradient(X, Y, meta_batch=(X, Y + 1))
     with pytest.raises(TypeError, match=r"`optimizer` must be of a kind whose step can be differentiated.*SparseAdam"):
         maxl.step(X, Y, torch.optim.SparseAdam(maxl.network.parameters()), optimizers(maxl)[1])
+
+
+def test_hypergradient_of_a_clone_says_where_to_call_it():
+    learner = MAXL(nn.Linear(8, 2), [2, 2]).clone()
+    with pytest.raises(ValueError, match="`hypergradient` needs a learner with parameters of its own, found a clone's"):
+        learner.hypergradient(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))

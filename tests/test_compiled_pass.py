@@ -194,3 +194,15 @@ def test_hooks_of_the_generator_are_compiled_with_it():
     expected = maxl.hypergradient(*batch()).targets
     maxl.compile(backend="aot_eager")
     torch.testing.assert_close(maxl.hypergradient(*batch()).targets, expected)
+
+
+def test_a_network_that_is_replaced_is_not_passed_through_the_code_of_the_old_one():
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2)), [2, 2])
+    maxl.compile(backend="eager")
+    x, y = torch.randn(4, 8), torch.tensor([0, 1, 1, 0])
+    maxl.hypergradient(x, y)
+    maxl.generator = copy.deepcopy(maxl.generator)
+    maxl.zero_grad()
+    maxl.hypergradient(x, y)
+    assert all(parameter.grad is not None for parameter in maxl.generator.parameters())
