@@ -10,6 +10,8 @@ README = Path(__file__).with_name("README.md")
 
 PROGRESS = ["tqdm>=4.60"]
 KMEANS = ["scikit-learn>=1.2"]
+# Until 2.5.3 a resumed run made its first data iterator twice, and so did not go on as the interrupted one.
+LIGHTNING = ["lightning>=2.5.3"]
 VISION = ["torchvision>=0.19"]
 HIGHER = ["higher>=0.2.1"]
 TORCHOPT = ["torchopt>=0.7"]
@@ -36,13 +38,15 @@ setup(
         "vision": VISION,
         "progress": PROGRESS,
         "kmeans": KMEANS,
+        "lightning": LIGHTNING,
         "demo": DEMO,
         # All that the benchmarks and the tests need but learn2learn.
-        "bench": [*PROGRESS, *VISION, *HIGHER, *TORCHOPT, *PLOTS],
+        "bench": [*PROGRESS, *VISION, *HIGHER, *LIGHTNING, *TORCHOPT, *PLOTS],
         "test": [
             *DEMO,
             *VISION,
             *HIGHER,
+            *LIGHTNING,
             *TORCHOPT,
             "timm>=1.0",
             "transformers>=5",

@@ -133,7 +133,7 @@ class AuxiliaryLabelGenerator(Learner):
         self.objective = Objective(
             _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
         )
-        self._experience = Experience()
+        self.experience = Experience()
         self._passes: tuple[CompiledPass, CompiledPass] | None = None
         self._ranks = Ranks()
 
@@ -221,7 +221,8 @@ class AuxiliaryLabelGenerator(Learner):
             epsilon: Euclidean distance in theta_1 of the finite difference. If None, the one of the smallest error is
                 looked for, here at each call, in :meth:`step` at the first and then at every hundredth.
             micro_batches: Parts that the batches are split into, to save memory; the result is that of the whole batch
-                but for layers that mix samples, as BatchNorm does. The labels are computed twice if there are several.
+                but for layers that mix samples, as BatchNorm does, and losses that do, as a Dice over the batch. The
+                labels are computed twice if there are several.
             max_grad_norm: Norm that the gradient of the inner step is clipped to, and differentiated through.
             scaler: A ``torch.amp.GradScaler`` whose scale keeps small gradients under float16; read alone.
 
@@ -462,7 +463,7 @@ class AuxiliaryLabelGenerator(Learner):
         ):
             passes = self._passes
         return Bilevel(
-            self.network, self.generator, self.objective, self.check_targets, self._experience, *passes, self._ranks
+            self.network, self.generator, self.objective, self.check_targets, self.experience, *passes, self._ranks
         )
 
     @contextlib.contextmanager

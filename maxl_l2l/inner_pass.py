@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -83,6 +83,14 @@ class Experience:
     repeats: bool | None = None
     compared: int = 0
     distance: Distance = field(default_factory=Distance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs for the next step to be computed as it would have been, to the last digit."""
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what was saved."""
+        vars(self).update(state_dict | {"distance": Distance(**state_dict["distance"])})
 
 
 class Bilevel(NamedTuple):

@@ -127,7 +127,7 @@ def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str
 @contextlib.contextmanager
 def _undisturbed(maxl: AuxiliaryLabelGenerator) -> Iterator[Snapshot]:
     """Gives a snapshot of a learner and puts it back at the end; meanwhile the learner warns of fall-backs anew."""
-    experience, maxl._experience = maxl._experience, Experience()
+    experience, maxl.experience = maxl.experience, Experience()
     try:
         snapshot = Snapshot(maxl)
         try:
@@ -135,7 +135,7 @@ def _undisturbed(maxl: AuxiliaryLabelGenerator) -> Iterator[Snapshot]:
         finally:
             snapshot.restore()
     finally:
-        maxl._experience = experience
+        maxl.experience = experience
 
 
 def _checked(subject: Subject, method: str, caught: list[warnings.WarningMessage]) -> ModelCheck:

@@ -174,7 +174,7 @@ class FixedLabels(LabelSource):
         if y.dim() != 1:
             raise ValueError(
                 f"`dataset` must have one primary class per item for {type(self).__name__}, found labels of shape "
-                f"{list(y.shape[1:])}. Give dense labels as targets= of network_step()."
+                f"{list(y.shape[1:])}. Give dense labels as targets= of network_step(), or write a LabelSource."
             )
         labels = self.assign(dataset, y, hierarchy)
         hierarchy.check_auxiliary(labels, y)

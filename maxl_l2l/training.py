@@ -347,6 +347,7 @@ class _Run:
         return Checkpoint(
             {
                 "maxl": self.maxl,
+                "experience": self.maxl.experience,
                 "optimizer": self.optimizer,
                 "generator_optimizer": self.generator_optimizer,
                 **{name: self.options[name] for name in ("scaler",) if name in self.options},

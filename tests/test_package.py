@@ -25,6 +25,7 @@ ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
 # Each module may import those above it, never one below; `__init__` is the package root. A new module needs one entry.
 ORDER = (
     "errors",
+    "extras",
     "checks",
     "files",
     "hierarchy",
@@ -40,6 +41,7 @@ ORDER = (
     "passes",
     "ranks",
     "reduction",
+    "sync_norm",
     "derivatives",
     "snapshots",
     "meter",
@@ -66,9 +68,20 @@ ORDER = (
     "batches",
     "progress",
     "training",
+    "lightning",
     "__init__",
 )
-OPTIONAL = ("higher", "learn2learn", "matplotlib", "sklearn", "timm", "torchopt", "torchvision", "transformers")
+OPTIONAL = (
+    "higher",
+    "learn2learn",
+    "lightning",
+    "matplotlib",
+    "sklearn",
+    "timm",
+    "torchopt",
+    "torchvision",
+    "transformers",
+)
 CORE = {"numpy", "torch"}
 TARGETS = ("demo", "bench", "test", "lint", "package", "clean", "help")
 

@@ -14,7 +14,16 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import maxl_l2l.progress
-from maxl_l2l import MAXL, AuxiliaryLabelGenerator, History, NonFiniteError, SingleTask, evaluate, fit
+from maxl_l2l import (
+    MAXL,
+    AuxiliaryLabelGenerator,
+    GeneratedLabels,
+    History,
+    NonFiniteError,
+    SingleTask,
+    evaluate,
+    fit,
+)
 
 PSI = [2, 3]
 
@@ -249,6 +258,25 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     resumed, found = run(5, tmp_path / "part.pt", resume=True)
     assert found == expected
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_resumed_run_keeps_the_distance_of_finite_differences(tmp_path):
+    def trained(epochs, path):
+        torch.manual_seed(0)
+        maxl = MAXL(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2)), [2, 2])
+        data = [(torch.randn(8, 8), torch.randint(0, 2, (8,))) for _ in range(3)]
+        options = {
+            "source": GeneratedLabels("finite-difference"),
+            "progress": False,
+            "checkpoint": path,
+            "resume": True,
+        }
+        fit(maxl, data, epochs, **options, **optimizers(maxl))
+        return maxl.state_dict()
+
+    whole = trained(4, tmp_path / "whole.pt")
+    trained(2, tmp_path / "part.pt")
+    torch.testing.assert_close(trained(4, tmp_path / "part.pt"), whole, rtol=0, atol=0)
 
 
 def test_resume_without_a_checkpoint_starts_anew(tmp_path):
