@@ -52,7 +52,7 @@ def _made_by_all_ranks(
 
     @functools.wraps(method)
     def call(self: AuxiliaryLabelGenerator, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultType:
-        with self._ranks.call(method.__name__):
+        with self.ranks.call(method.__name__):
             return method(self, *args, **kwargs)
 
     return call
@@ -135,7 +135,7 @@ class AuxiliaryLabelGenerator(Learner):
         )
         self.experience = Experience()
         self._passes: tuple[CompiledPass, CompiledPass] | None = None
-        self._ranks = Ranks()
+        self.ranks = Ranks()
 
     def loss(
         self,
@@ -270,8 +270,8 @@ class AuxiliaryLabelGenerator(Learner):
         Args:
             x: Training samples, N of them.
             y: Their primary labels, first dimension N.
-            optimizer: Holds all trainable parameters of ``self.network``. It may be in a wrapper that shows it as
-                ``.optimizer`` and steps by ``step()``, as Lightning's and accelerate's do.
+            optimizer: Holds all trainable parameters of ``self.network``. It may be in a wrapper of its class that
+                shows it as ``.optimizer``, as Lightning's does.
             generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
             meta_batch: As in :meth:`hypergradient`; so are method, epsilon and micro_batches.
             method: See above.
@@ -400,7 +400,8 @@ class AuxiliaryLabelGenerator(Learner):
         All ranks call them together. The losses in their result are those of the whole batch, outputs and targets the
         rank's own.
 
-        Rank 0's parameters and buffers are sent to the others here, and stay the same by taking the same steps.
+        Rank 0's parameters and buffers are sent to the others here, and stay the same by taking the same steps: with
+        optimizers made anew, or loaded with the same state on all ranks.
         BatchNorm normalises each rank's part by itself, as in DistributedDataParallel, and its statistics are averaged;
         convert it with ``nn.SyncBatchNorm.convert_sync_batchnorm`` to have the whole batch normalised. Ranks whose
         random number generators are in step draw different dropout masks and stay in step. :meth:`adapt` and the
@@ -410,8 +411,8 @@ class AuxiliaryLabelGenerator(Learner):
             process_group: Of torch.distributed; the default group if None. Its timeout bounds how long a rank waits.
 
         Raises:
-            RuntimeError: torch.distributed is not initialised, the backend lacks a collective for the model's device,
-                or the ranks' psi, models or generators differ.
+            RuntimeError: torch.distributed is not initialised, this process is not in the group, its backend lacks a
+                collective for the model's device, or the ranks' psi, models or generators differ.
         """
         device = next(self.parameters()).device
         ranks = Ranks(found_process_group(process_group, device), device)
@@ -419,7 +420,7 @@ class AuxiliaryLabelGenerator(Learner):
         ranks.check_same({"the order of parameters": [name for name, _ in self.named_parameters()]}, "maxl")
         for network in (self.network, self.generator):
             ranks.send_from_first(network)
-        self._ranks = ranks
+        self.ranks, self.experience = ranks, Experience()  # ranks learn together from here on
 
     def end_epoch(self) -> None:
         """Tells the other ranks that this one has no batch left; returns when none has, in a process alone at once.
@@ -430,12 +431,7 @@ class AuxiliaryLabelGenerator(Learner):
             RuntimeError: Another rank has one: the loaders do not yield the same number of batches. It is raised there
                 too.
         """
-        self._ranks.at_end()
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes that train together, see :meth:`distribute`; this one alone to begin with."""
-        return self._ranks
+        self.ranks.at_end()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_passes": None}  # a copy has other modules than those that were compiled
@@ -463,7 +459,7 @@ class AuxiliaryLabelGenerator(Learner):
         ):
             passes = self._passes
         return Bilevel(
-            self.network, self.generator, self.objective, self.check_targets, self.experience, *passes, self._ranks
+            self.network, self.generator, self.objective, self.check_targets, self.experience, *passes, self.ranks
         )
 
     @contextlib.contextmanager
@@ -472,18 +468,19 @@ class AuxiliaryLabelGenerator(Learner):
         devices = cuda_devices(self.network)
         with (
             RandomState(devices).restored_on_error(),
-            self._ranks.own_random_numbers(devices),
-            synchronised(self.network, self._ranks),
-            synchronised(self.generator, self._ranks),
+            self.ranks.own_random_numbers(devices),
+            synchronised(self.network, self.ranks),
+            synchronised(self.generator, self.ranks),
         ):
             yield
 
     def _description(self) -> dict[str, Any]:
         """What all ranks must have in common."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         frozen = {place for place, parameter in self.named_parameters() if not parameter.requires_grad}
         return {
             place: f"{list(tensor.shape)} {tensor.dtype}{' frozen' * (place in frozen)}"
-            for place, tensor in self.state_dict().items()
+            for place, tensor in tensors.items()
         }
 
     def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:

@@ -11,8 +11,9 @@ import torch
 
 from .files import replace_file
 from .passes import RandomState
+from .ranks import Ranks
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Stateful(Protocol):
@@ -31,20 +32,30 @@ class Checkpoint:
         parts: Modules, optimizers and schedulers, by name.
         generators: Random number generators of the data loaders; None for a loader without one.
         devices: CUDA devices whose random state counts.
+        ranks: The processes of the run; rank 0 writes, with the random states of all.
     """
 
     parts: Mapping[str, Stateful]
     generators: Sequence[torch.Generator | None]
     devices: Sequence[int]
+    ranks: Ranks
 
     def save(self, path: Path, progress: Mapping[str, Any]) -> None:
         """Writes the state of all parts and the run's progress, plain data, replacing the file as a whole."""
         random = RandomState(self.devices)
+        everyone = self.ranks.gathered(
+            {
+                "generators": [None if generator is None else generator.get_state() for generator in self.generators],
+                "cpu": random.cpu,
+                "devices": random.devices,
+            }
+        )
+        if self.ranks.rank != 0:
+            return
         content = {
             "format": FORMAT,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "generators": [None if generator is None else generator.get_state() for generator in self.generators],
-            "random": {"cpu": random.cpu, "devices": random.devices},
+            "random": everyone,
             "progress": dict(progress),
         }
         replace_file(path, lambda file: torch.save(content, file))
@@ -75,11 +86,12 @@ class Checkpoint:
             )
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
-        for generator, state in zip(self.generators, content["generators"]):
+        random = content["random"][self.ranks.rank % len(content["random"])]
+        for generator, state in zip(self.generators, random["generators"]):
             if generator is not None and state is not None:
                 generator.set_state(state.cpu())
-        torch.set_rng_state(content["random"]["cpu"].cpu())
-        for number, state in content["random"]["devices"].items():
+        torch.set_rng_state(random["cpu"].cpu())
+        for number, state in random["devices"].items():
             torch.cuda.set_rng_state(state.cpu(), number)
         progress: dict[str, Any] = content["progress"]
         return progress

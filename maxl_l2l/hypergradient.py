@@ -31,9 +31,9 @@ from .forward_mode import output_tangent, plain_kernels
 from .inner_pass import Batch, Bilevel, LabelPass, MeanRegularizer, NetworkPass, backward, summary
 from .inner_step import InnerStep, clip_by_norm
 from .micro_batches import num_samples, split
-from .passes import RandomState, buffer_copies, clones, cuda_devices, virtual_pass
+from .passes import RandomState, buffer_copies, clones, cuda_devices, norm, virtual_pass
 from .reduction import Grads, Reduction, added
-from .sync_norm import passes_in_words
+from .sync_norm import meets_in_passes
 from .tape import Tape
 
 
@@ -68,17 +68,19 @@ class _Run:
         self.batches = split(batch, options.micro_batches)
         self.meta_batches = split(meta_batch, options.micro_batches)
         self.ranks = bilevel.ranks
-        words = passes_in_words(bilevel.network, self.ranks, len(self.batches), len(self.meta_batches))
         # Of all ranks: a rank's part of a batch is weighted as a micro-batch is.
         self.num_samples, self.num_meta_samples = self.ranks.totals(
-            f"method={options.method!r}, {inner}{words}", num_samples(batch), num_samples(meta_batch)
+            f"method={options.method!r}", num_samples(batch), num_samples(meta_batch)
         )
+        self.ranks_meet = meets_in_passes(self.ranks, bilevel.network, bilevel.generator)
+        # Where ranks meet in passes, they must come to the same conclusions from what these give.
+        self.norm: Norm = self.ranks.norm if self.ranks_meet else norm
         self.labels: list[LabelPass] = []
         self.passes: list[NetworkPass] = []
 
     def inner_gradient(self, attached: bool = False, with_tape: bool = False) -> Grads:
         """Runs the passes; returns the gradient of L1, None for a parameter that it does not depend on."""
-        alone, reduction = len(self.batches) == 1, Reduction(self.ranks, self.parameters, len(self.batches))
+        alone, reduction = len(self.batches) == 1, self.reduction(self.parameters, len(self.batches))
         for batch in self.batches:
             # Of several passes neither graph nor tape is kept: who splits a batch is short of memory.
             labels = LabelPass(self.bilevel, batch, self.generator_buffers, self.devices, keep_graph=alone)
@@ -102,7 +104,7 @@ class _Run:
         """The primary loss of the meta batch at theta_1+, and its gradient v there."""
         leaves = [value.detach().requires_grad_() for value in stepped]
         parameters, buffers = dict(zip(self.names, leaves)), clones(self.buffers)
-        losses, reduction = [], Reduction(self.ranks, leaves, len(self.meta_batches))
+        losses, reduction = [], self.reduction(leaves, len(self.meta_batches))
         for x, y in self.meta_batches:
             outputs, _ = self.bilevel.network_pass(parameters, buffers, x)
             loss = self.bilevel.objective.primary(outputs, y) * (num_samples((x, y)) / self.num_meta_samples)
@@ -116,6 +118,9 @@ class _Run:
         meta_loss, v = self.meta_gradient(self.inner.look_ahead(self.parameters, grads))
         pulled = self.inner.pull_back(self.parameters, grads, v)
         return meta_loss, {name: part for name, part in zip(self.names, pulled) if part is not None}
+
+    def reduction(self, tensors: Sequence[Tensor], passes: int) -> Reduction:
+        return Reduction(self.ranks, tensors, passes, overlapped=not self.ranks_meet)
 
     def unscaled(self, grads: Sequence[Tensor | None]) -> Grads:
         scale = self.options.loss_scale
@@ -139,7 +144,7 @@ class _Run:
             errors: Relative errors of label_grads, where they were measured.
         """
         parameters = [p for p in self.bilevel.generator.parameters() if p.requires_grad]
-        reduction = Reduction(self.ranks, parameters, len(self.labels))
+        reduction = self.reduction(parameters, len(self.labels))
         regularizer, weights = self.regularizer_gradient()
         for one, label_grad, weight in zip(self.labels, label_grads, weights):
             (cotangent,) = added([label_grad], [weight])
@@ -198,7 +203,7 @@ def _forward(run: _Run) -> Derivatives:
         outputs, tangent = output_tangent(network, *where, one.tape)
         if experience.compared < 2:  # without a tape, and the first time with one
             experience.compared += 1
-            experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs, run.ranks.norm)
+            experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs, run.norm)
             if not experience.repeats and one.tape is not None:
                 _, tangent = output_tangent(network, *where)
         return None if tangent is None else one.label_grad(tangent)
@@ -216,7 +221,7 @@ def _finite_difference(run: _Run) -> Derivatives:
     def label_grad(one: NetworkPass) -> Tensor | None:
         if not direction:
             return None
-        line = Line(run.bilevel.network, one.x, direction, one.start, one.rng, run.ranks.norm)
+        line = Line(run.bilevel.network, one.x, direction, one.start, one.rng, run.norm)
         tangent, error = output_difference(line, one.auxiliary, experience.distance, options.epsilon, options.measure)
         errors.extend([] if error is None else [error])
         return one.label_grad(tangent)

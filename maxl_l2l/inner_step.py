@@ -25,8 +25,8 @@ class InnerStep:
     """The step that an optimizer would take next, computed without taking it.
 
     Args:
-        optimizer: A ``torch.optim`` optimizer, or a wrapper that shows one as ``.optimizer``, as Lightning's and
-            accelerate's do; its groups and state are read at every call.
+        optimizer: A ``torch.optim`` optimizer, or a wrapper that is of its class and shows it as ``.optimizer``, as
+            Lightning's does; its groups and state are read at every call.
         max_grad_norm: Norm to which the gradient is clipped before it; None for no clipping.
 
     Raises:
@@ -34,7 +34,9 @@ class InnerStep:
     """
 
     def __init__(self, optimizer: Optimizer, max_grad_norm: float | None = None) -> None:
-        optimizer = getattr(optimizer, "optimizer", optimizer)
+        inner = getattr(optimizer, "optimizer", None)
+        if isinstance(inner, Optimizer) and isinstance(optimizer, type(inner)):
+            optimizer = inner
         self.rule = RULES.get(type(optimizer))
         if self.rule is None and not is_differentiable(optimizer):
             names = ", ".join(sorted(kind.__name__ for kind in RULES))
@@ -45,12 +47,6 @@ class InnerStep:
             )
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
-
-    def __repr__(self) -> str:
-        """The kind of step in a few words, without waiting for a learning rate that is kept on a device."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        shown = ", ".join("a tensor" if isinstance(rate, Tensor) else f"{rate:g}" for rate in rates)
-        return f"{type(self.optimizer).__name__} at lr {shown}, max_grad_norm={self.max_grad_norm}"
 
     @classmethod
     def sgd(cls, parameters: Iterable[Tensor], lr: float, max_grad_norm: float | None = None) -> InnerStep:

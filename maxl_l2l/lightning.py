@@ -20,6 +20,7 @@ from .extras import missing
 from .measures import accuracy
 from .micro_batches import joined
 from .passes import cuda_devices
+from .ranks import Ranks
 from .sources import GeneratedLabels, LabelSource
 
 try:
@@ -181,8 +182,11 @@ class LightningMAXL(L.LightningModule):
                 f"`configure_optimizers` must return {wanted} optimizers, of maxl.network and of maxl.generator, "
                 f"found {found}. Return them in a list, in this order."
             )
+        self._waiting = []
         if self.trainer.world_size > 1:
             self.maxl.distribute()
+        else:
+            self.maxl.ranks = Ranks()  # of an earlier run
         if self.trainer.ckpt_path is None:
             self._resumed = None
         if self._resumed is not None:

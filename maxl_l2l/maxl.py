@@ -95,7 +95,7 @@ class MAXL(AuxiliaryLabelGenerator):
             regularizer=_EntropyTerm(entropy_weight, weighted),
         )
         self.hierarchy = hierarchy
-        self.weighted = weighted
+        self.gamma, self.entropy_weight, self.weighted = gamma, entropy_weight, weighted
 
     def check_targets(self, targets: Any, y: Tensor) -> None:
         """Raises ValueError unless the generator's targets are probabilities ``[N, K, ...]``."""
@@ -110,7 +110,8 @@ class MAXL(AuxiliaryLabelGenerator):
             check_probabilities(targets, "generator", normalized=not self.weighted)
 
     def _description(self) -> dict[str, Any]:
-        return {"psi": list(self.hierarchy.psi), **super()._description()}
+        options = {name: getattr(self, name) for name in ("gamma", "entropy_weight", "weighted")}
+        return {"psi": list(self.hierarchy.psi), **options, **super()._description()}
 
     def _check_given(self, targets: Any, y: Tensor) -> None:
         super()._check_given(targets, y)

@@ -35,8 +35,9 @@ class Means:
         """Adds what the other ranks have, so that all have the means over all samples."""
         if ranks.size > 1:
             everyone = ranks.gathered(({name: float(total) for name, total in self.sums.items()}, self.counts))
-            for mine, which in ((self.sums, 0), (self.counts, 1)):
-                mine.update({name: sum(one[which][name] for one in everyone) for name in mine})
+            names = dict.fromkeys(name for sums, _ in everyone for name in sums)
+            self.sums = {name: sum(sums.get(name, 0.0) for sums, _ in everyone) for name in names}
+            self.counts = {name: sum(counts.get(name, 0) for _, counts in everyone) for name in names}
 
 
 class Usage:

@@ -45,6 +45,7 @@ class Ranks:
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
         self._name = ""
+        self._depth = 0
         self._counts: list[list[int]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
@@ -59,14 +60,19 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        self._name, self._counts = name, None
+        self._name, self._counts, self._depth = name, None, self._depth + 1
         try:
             yield
         except Exception as error:
             if self._counts is None and not isinstance(error, RankError):
+                self._counts = []  # a call around this one need not tell them again
                 with contextlib.suppress(RankError):  # this rank's own error is the one to show
                     self._meet(FAILED, f"{type(error).__name__}: {error}")
             raise
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._counts = None
 
     def totals(self, options: str, *counts: int) -> tuple[int, ...]:
         """Meets the other ranks in a call, once, and sums counts of samples over them.
@@ -193,7 +199,7 @@ class Ranks:
         if self.size == 1:
             return joined
         places = [
-            (values, name, buffer, share if name in statistics else float(self.rank == 0))
+            (values, name, buffer, name in statistics)
             for module, values in joined
             for statistics in (_statistics(module),)
             for name, buffer in module.named_buffers()
@@ -202,16 +208,13 @@ class Ranks:
         moved = [(values[name] != buffer).any().to(self.device) for values, name, buffer, _ in places]
         flags = self.sum(torch.stack(moved).double()).tolist() if moved else []
         places = [place for place, flag in zip(places, flags) if flag]
-        if not places:
-            return joined
-        parts = []
-        for values, name, _, weight in places:
-            part = values[name].to(self.device, torch.float64).reshape(-1)
-            # Zeros, not a product with zero: there may be infinities.
-            parts.append(part * weight if weight else torch.zeros_like(part))
-        totals = self.sum(torch.cat(parts)).split([len(part) for part in parts])
-        for (values, name, buffer, _), total in zip(places, totals):
-            values[name] = total.view_as(buffer).to(buffer)
+        kinds = {(is_mean, buffer.dtype): None for _, _, buffer, is_mean in places}
+        for kind in kinds:
+            chosen = [place for place in places if (place[3], place[2].dtype) == kind]
+            flat = torch.cat([values[name].to(self.device).reshape(-1) for values, name, _, _ in chosen])
+            flat = self.sum(flat.double() * share) if kind[0] else self._from_first(flat)
+            for (values, name, buffer, _), part in zip(chosen, flat.split([place[2].numel() for place in chosen])):
+                values[name] = part.view_as(buffer).to(buffer)
         return joined
 
     def send_from_first(self, module: nn.Module) -> None:
@@ -220,9 +223,7 @@ class Ranks:
             return
         tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()]
         for bucket in buckets(tensors):
-            flat = torch.cat([tensors[index].reshape(-1) for index in bucket])
-            with self._waiting():
-                dist.broadcast(flat, src=dist.get_global_rank(self._process_group(), 0), group=self.group)
+            flat = self._from_first(torch.cat([tensors[index].reshape(-1) for index in bucket]))
             for index, part in zip(bucket, flat.split([tensors[index].numel() for index in bucket])):
                 tensors[index].copy_(part.view_as(tensors[index]))
 
@@ -244,9 +245,12 @@ class Ranks:
                 torch.cuda.default_generators[device].manual_seed(seed)
             yield
 
-    def _process_group(self) -> dist.ProcessGroup:
+    def _from_first(self, tensor: Tensor) -> Tensor:
+        """Rank 0's values, in place."""
         assert self.group is not None
-        return self.group
+        with self._waiting():
+            dist.broadcast(tensor, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return tensor
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -284,7 +288,8 @@ def process_group(group: dist.ProcessGroup | None, device: torch.device) -> dist
     """Returns a group, the default one if None, that can do what is needed with tensors on a device.
 
     Raises:
-        RuntimeError: torch.distributed is not initialised, or the group's backend lacks a collective.
+        RuntimeError: torch.distributed is not initialised, this process is not in the group, or its backend
+            lacks a collective.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
@@ -293,6 +298,11 @@ def process_group(group: dist.ProcessGroup | None, device: torch.device) -> dist
         )
     found = group or dist.group.WORLD
     assert found is not None
+    if dist.get_rank(found) < 0:
+        raise RuntimeError(
+            "`process_group` must have this process as a member, found that it has not. "
+            "Call distribute() in its members alone."
+        )
     probe = torch.zeros(1, device=device)
     try:
         dist.all_reduce(probe, group=found)

@@ -30,10 +30,12 @@ class Reduction:
         ranks: Over which to sum.
         tensors: Leaves, with respect to which gradients are taken.
         passes: How many calls of :meth:`add` there will be.
+        overlapped: Whether buckets may go out during the last of them. Not if ranks exchange something else in it: a
+            rank whose samples do not use a parameter would do so in another order.
     """
 
-    def __init__(self, ranks: Ranks, tensors: Sequence[Tensor], passes: int) -> None:
-        self.ranks, self.tensors, self.passes_left = ranks, tensors, passes
+    def __init__(self, ranks: Ranks, tensors: Sequence[Tensor], passes: int, overlapped: bool = True) -> None:
+        self.ranks, self.tensors, self.passes_left, self.overlapped = ranks, tensors, passes, overlapped
         self.local = Grads()
         self.buckets = buckets(tensors) if ranks.size > 1 else []
         self.arrived: dict[int, Tensor] = {}
@@ -42,7 +44,7 @@ class Reduction:
     def add(self, backward: Callable[[], Grads]) -> None:
         """Adds the gradients of one backward pass, which is run here: a gradient for each tensor, or None."""
         self.passes_left -= 1
-        overlaps = self.passes_left == 0 and len(self.buckets) > 1
+        overlaps = self.overlapped and self.passes_left == 0 and len(self.buckets) > 1
         hooks = [tensor.register_hook(partial(self._arrive, at)) for at, tensor in enumerate(self.tensors) if overlaps]
         try:
             self.local = added(self.local, backward())

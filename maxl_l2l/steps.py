@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .inner_step import InnerStep
 from .micro_batches import num_samples, split
 from .passes import buffer_copies, cuda_devices, write_buffers
 from .reduction import Reduction
-from .sync_norm import passes_in_words
+from .sync_norm import meets_in_passes
 from .updates import Updates
 
 
@@ -37,6 +38,7 @@ def add_hypergradient(
     Raises:
         NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
     """
+    _meet(bilevel, batch, meta_batch, options, updates, inner.optimizer)
     scale = updates.loss_scale(bilevel.network)
     with torch.random.fork_rng(cuda_devices(bilevel.network)):
         derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
@@ -65,6 +67,7 @@ def fused_step(
     Raises:
         NonFiniteError: A loss or gradient is not finite.
     """
+    _meet(bilevel, batch, meta_batch, options, updates, optimizer, generator_optimizer)
     inner = InnerStep(optimizer, updates.max_grad_norm)
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
@@ -74,6 +77,47 @@ def fused_step(
     updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads))
     write_buffers(moved)
     return derivatives.result._replace(skipped=skipped)
+
+
+def _meet(
+    bilevel: Bilevel,
+    batch: Batch,
+    meta_batch: Batch | None,
+    options: Options,
+    updates: Updates,
+    *optimizers: Optimizer,
+    **others: bool,
+) -> int:
+    """Meets the other ranks before anything is computed; returns the samples in all parts of the batch.
+
+    Raises:
+        RankError: They are not here for the same.
+    """
+    batches = [batch] if meta_batch is None else [batch, meta_batch]
+    counts = [num_samples(one) for one in batches]
+    if bilevel.ranks.size == 1:
+        return counts[0]
+    settings = {"method": options.method, "max_grad_norm": updates.max_grad_norm, **others}
+    words = [f"{name}={value!r}" for name, value in settings.items()]
+    words += [_in_words(optimizer) for optimizer in optimizers]
+    if meets_in_passes(bilevel.ranks, bilevel.network, bilevel.generator):
+        parts = [min(options.micro_batches, count) for count in counts]
+        words.append(f"SyncBatchNorm in {' and '.join(map(str, parts))} micro-batches")
+    return bilevel.ranks.totals(", ".join(words), *counts)[0]
+
+
+def _in_words(optimizer: Optimizer) -> str:
+    """An optimizer's kind and the options of its groups."""
+    groups = [
+        ", ".join(f"{name}={_plain(value)}" for name, value in group.items() if name != "params")
+        for group in optimizer.param_groups
+    ]
+    return f"{type(optimizer).__name__}({'; '.join(groups)})"
+
+
+def _plain(value: Any) -> Any:
+    """A value without waiting for a device that holds it."""
+    return value if not isinstance(value, Tensor) else value.item() if value.device.type == "cpu" else "a tensor"
 
 
 def _moved_buffers(bilevel: Bilevel, derivatives: Derivatives) -> list[tuple[nn.Module, dict[str, Tensor]]]:
@@ -95,6 +139,7 @@ def generator_step(
     updates: Updates,
 ) -> StepResult:
     """One training step of the generator by the hypergradient through a virtual step of the network."""
+    _meet(bilevel, batch, meta_batch, options, updates, inner.optimizer, generator_optimizer)
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     skipped = derivatives.check_finite(updates.scaler is not None)
@@ -116,8 +161,7 @@ def network_step(
 ) -> StepResult:
     """One training step of the network towards given auxiliary targets, the generator's if None, or without any."""
     network, objective, parts = bilevel.network, bilevel.objective, split(batch, options.micro_batches)
-    words = f"auxiliary={auxiliary}{passes_in_words(network, bilevel.ranks, len(parts))}"
-    (total_samples,) = bilevel.ranks.totals(words, num_samples(batch))
+    total_samples = _meet(bilevel, batch, None, options, updates, optimizer, auxiliary=auxiliary)
     if auxiliary and targets is None:
         with torch.no_grad():
             targets = bilevel.generator_pass({}, buffer_copies(bilevel.generator), *batch)
@@ -125,7 +169,8 @@ def network_step(
     parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
     scale, buffers = updates.loss_scale(network), buffer_copies(network)
     all_targets = [None] * len(parts) if targets is None else targets.tensor_split(len(parts))
-    passes, reduction = [], Reduction(bilevel.ranks, parameters, len(parts))
+    overlapped = not meets_in_passes(bilevel.ranks, network)
+    passes, reduction = [], Reduction(bilevel.ranks, parameters, len(parts), overlapped)
     for part, part_targets in zip(parts, all_targets):
         share = num_samples(part) / total_samples
         one = NetworkPass(network, bilevel.network_pass, objective, part, part_targets, share, buffers)

@@ -23,20 +23,21 @@ def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     All ranks must make the same passes. Without a process group nothing is changed.
     """
     layers = [] if ranks.group is None else _layers(module)
+    own = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         vars(layer)["forward"] = partial(sync_batch_norm, layer, ranks)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, own):
             del vars(layer)["forward"]
+            if forward is not None:
+                vars(layer)["forward"] = forward
 
 
-def passes_in_words(module: nn.Module, ranks: Ranks, *numbers: int) -> str:
-    """What all ranks must have in common if there are such layers, which meet in every pass: the number of passes."""
-    if ranks.group is None or not _layers(module):
-        return ""
-    return f", {' and '.join(map(str, numbers))} micro-batches under SyncBatchNorm"
+def meets_in_passes(ranks: Ranks, *modules: nn.Module) -> bool:
+    """Whether ranks meet in each pass of some modules, so that all must make the same ones."""
+    return ranks.size > 1 and any(_layers(module) for module in modules)
 
 
 def sync_batch_norm(layer: nn.SyncBatchNorm, ranks: Ranks, input: Tensor) -> Tensor:

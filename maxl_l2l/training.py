@@ -138,9 +138,11 @@ def fit(
     with isolated:
         if seed is not None:
             torch.manual_seed(seed)
-        if resume and run.checkpoint is not None and run.checkpoint.exists():
-            run.restore(run.checkpoint)
-        maxl.ranks.check_same({"the number of epochs done": len(run.history)}, "checkpoint")
+        with maxl.ranks.call("fit"):
+            if resume and run.checkpoint is not None and run.checkpoint.exists():
+                run.restore(run.checkpoint)
+            maxl.ranks.totals("a run")
+        maxl.ranks.check_same({"epochs": epochs, **run.common()}, "fit")
         run.train(epochs, wanted)
     return run.history
 
@@ -166,13 +168,14 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
     totals = Means()
     maxl.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), maxl.ranks.call("evaluate"):
             for batch in loader:
                 x, y = moved(batch, device)[:2]
                 maxl.check_batch(x, y)
                 outputs = logits_of(maxl(x))
                 totals.add("loss", maxl.objective.primary(outputs, y), len(y))
                 totals.add("accuracy", accuracy(outputs, y), len(y))
+            maxl.ranks.totals("a loader")
     finally:
         for module, training in modes.items():
             module.training = training
@@ -231,7 +234,8 @@ class _Run:
         stages = self.stages()
         for number, step in enumerate(stages):
             for index, (batch, meta_batch) in enumerate(self.batches(with_meta=number == len(stages) - 1)):
-                result = step(batch, meta_batch, index % self.meta_every == 0)
+                with self.maxl.ranks.call("fit"):
+                    result = step(batch, meta_batch, index % self.meta_every == 0)
                 if result is None:
                     continue
                 self.steps += 1
@@ -289,18 +293,16 @@ class _Run:
         else:
             assert not isinstance(self.meta_loader, str)
             pairs = zip(self.loader, cycle(self.meta_loader))
-        for batch, meta_batch in self.together(pairs):
-            yield moved(batch, device), None if meta_batch is None else moved(meta_batch, device)[:2]
-
-    def together(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Goes through this rank's batches; the others are told of an error in them, and of their end."""
-        iterator = iter(batches)
+        iterator = iter(pairs)
         while True:
-            with self.maxl.ranks.call("a data loader"):
-                batch = next(iterator, None)
-            if batch is None:
+            with self.maxl.ranks.call("a data loader"):  # the others are told if it raises
+                pair = next(iterator, None)
+                if pair is not None:
+                    batch, meta_batch = pair
+                    pair = moved(batch, device), None if meta_batch is None else moved(meta_batch, device)[:2]
+            if pair is None:
                 break
-            yield batch
+            yield pair
         self.maxl.end_epoch()
 
     @staticmethod
@@ -318,6 +320,7 @@ class _Run:
         if self.checkpoint is not None:
             last_good = self.checkpoint.with_name(f"{self.checkpoint.name}.stopped")
             self.save(last_good)
+            self.maxl.end_epoch()  # no process ends before the file is written
             last = self.checkpoint if self.checkpoint.exists() else "none yet"
             kept = f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
         return NonFiniteError(error.term, f"{where}: {error} {kept}", self.history)
@@ -335,9 +338,20 @@ class _Run:
             "torch": str(torch.__version__),
         }
 
+    def common(self) -> dict[str, Any]:
+        """What all ranks must have in common before the first step."""
+        return {
+            "the number of epochs done": len(self.history),
+            "schedule": self.schedule,
+            "meta_every": self.meta_every,
+            "source": type(self.source).__name__,
+            "checkpoint": "missing" if self.checkpoint is None else "given",
+            "meta_loader": "missing" if self.meta_loader is None else "given",
+            "test_loader": "missing" if self.test_loader is None else "given",
+        }
+
     def save(self, path: Path) -> None:
-        if self.maxl.ranks.rank == 0:
-            self.parts().save(path, {"history": vars(self.history), "steps": self.steps})
+        self.parts().save(path, {"history": vars(self.history), "steps": self.steps})
 
     def restore(self, path: Path) -> None:
         progress = self.parts().restore(path, _device(self.maxl))
@@ -355,6 +369,7 @@ class _Run:
             },
             [getattr(loader, "generator", None) for loader in (self.loader, self.meta_loader)],
             cuda_devices(self.maxl),
+            self.maxl.ranks,
         )
 
 

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
@@ -373,3 +374,21 @@ def test_state_that_is_no_vector_is_left_to_the_optimizer():
         optimizer.state[parameter]["name"] = "a note of the user's"
     grads = random_tensors(1, parameters)
     assert_all_close(InnerStep(optimizer).look_ahead(parameters, grads), real_step(parameters, optimizer, grads))
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Holds an optimizer and does more than it: no wrapper to look through."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer = optimizer
+
+
+def test_what_holds_an_optimizer_and_is_none_of_its_class_is_refused():
+    with pytest.raises(TypeError, match="found Lookahead, which lacks it"):
+        InnerStep(Lookahead(SGD([torch.zeros(2, requires_grad=True)], lr=0.1)))
+
+
+def test_wrapper_of_the_optimizers_class_is_looked_through():
+    optimizer = SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
+    assert InnerStep(LightningOptimizer(optimizer)).optimizer is optimizer
