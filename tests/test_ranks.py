@@ -730,23 +730,22 @@ def test_without_a_process_group_distribute_says_what_to_call():
 
 
 def lacking(rank):
-    original = dist.all_reduce
+    """A backend that is registered with torch and can do nothing, as NCCL with tensors on a CPU."""
 
-    def refuse(*args, **options):
-        raise RuntimeError("No backend type associated with device type cpu")
+    class Lacking(dist.ProcessGroup):
+        def getBackendName(self):
+            return "lacking"
 
-    dist.all_reduce = refuse
-    try:
-        mlp().distribute()
-    finally:
-        dist.all_reduce = original
+    dist.Backend.register_backend("lacking", lambda store, rank, size, timeout: Lacking(rank, size), devices=["cpu"])
+    mlp().distribute(dist.new_group([0, 1], backend="lacking"))
 
 
 def test_a_backend_without_the_collectives_is_named(pool):
     for ok, text in pool.attempt(lacking):
         assert not ok
         assert "`process_group` must be able to all_reduce, all_gather and broadcast tensors on cpu" in text
-        assert "'gloo'" in text
+        assert "its backend 'lacking' says" in text
+        assert "Use 'gloo' for CPUs" in text
 
 
 def with_a_past(rank):
