@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import tempfile
 import traceback
@@ -19,13 +20,14 @@ def _serve(connection: Any, rank: int, size: int, store: str, seconds: float) ->
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
     )
-    while True:
-        function, args = connection.recv()
+    while (request := connection.recv()) is not None:
+        function, args = request
         torch.manual_seed(0)
         try:
             connection.send((True, function(rank, *args)))
         except Exception as error:
             connection.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    dist.destroy_process_group()
 
 
 class Pool:
@@ -56,7 +58,11 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.send(None)
         for process in self.processes:
+            process.join(timeout=10)
             process.kill()
             process.join()
         self.folder.cleanup()
