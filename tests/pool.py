@@ -11,11 +11,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import coverage
 import torch
 import torch.distributed as dist
 
 
-def _serve(connection: Any, rank: int, size: int, store: str, seconds: float) -> None:
+def _serve(connection: Any, rank: int, size: int, store: str, seconds: float, covered: bool) -> None:
+    measured = coverage.Coverage(data_suffix=True) if covered else None
+    if measured is not None:  # pytest-cov joins the files in the end
+        measured.start()
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
@@ -28,6 +32,9 @@ def _serve(connection: Any, rank: int, size: int, store: str, seconds: float) ->
         except Exception as error:
             connection.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     dist.destroy_process_group()
+    if measured is not None:
+        measured.stop()
+        measured.save()
 
 
 class Pool:
@@ -44,9 +51,10 @@ class Pool:
         self.folder = tempfile.TemporaryDirectory()
         store = str(Path(self.folder.name) / "store")
         ends = [context.Pipe() for _ in range(size)]
+        covered = coverage.Coverage.current() is not None
         self.connections = [ours for ours, _ in ends]
         self.processes = [
-            context.Process(target=_serve, args=(theirs, rank, size, store, seconds), daemon=True)
+            context.Process(target=_serve, args=(theirs, rank, size, store, seconds, covered), daemon=True)
             for rank, (_, theirs) in enumerate(ends)
         ]
         for process in self.processes:
