@@ -83,8 +83,8 @@ class AuxiliaryLabelGenerator(Learner):
         allow_unused: Whether :meth:`adapt` accepts a loss that does not use all of the model's parameters; allow_nograd
             if None. The auxiliary head may always go unused.
         allow_nograd: Whether :meth:`adapt` accepts frozen parameters in the model.
-        head: Name of the model's own head. If None: the layer with num_primary outputs, or the last linear layer or
-            convolution if num_primary is None too.
+        head: Name of the model's own head, a layer or a ``nn.Sequential`` that ends with one. If None: the layer with
+            num_primary outputs, or the last linear layer or convolution if num_primary is None too.
         num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
         num_primary: Outputs of the model's head, to find it by or to add it with; needed with num_features.
         primary_loss: ``(outputs, y) -> value``, a value a sample or a scalar; cross-entropy if None.

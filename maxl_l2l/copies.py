@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .calls import call, logits_of
-from .heads import resized_head
+from .heads import logits_layer, resized_head
 
 # Methods by which layers and models draw their parameters, in torch's, transformers' and timm's words.
 RESETS = ("reset_parameters", "_reset_parameters", "init_weights", "_init_weights")
@@ -31,7 +31,7 @@ def fresh_copy(model: nn.Module, num_outputs: int, head: str | None, num_feature
     Args:
         model: The model to copy; nothing is shared with it.
         num_outputs: Outputs of the copy.
-        head: Name of the model's head; not used with num_features.
+        head: Name of the model's head, a layer or a sequence that ends with one; not used with num_features.
         num_features: Width of a headless backbone's output, which gets a linear layer then; None if there is a head.
 
     Raises:
@@ -47,8 +47,8 @@ def fresh_copy(model: nn.Module, num_outputs: int, head: str | None, num_feature
     like = place(model)
     if num_features is not None:
         body = _Headed(body, nn.Linear(num_features, num_outputs, **like))
-    elif head:
-        _replace(body, body.get_submodule(head), num_outputs)
+    elif layer := logits_layer(body, head or ""):
+        _replace(body, body.get_submodule(layer), num_outputs)
     else:
         body = resized_head(body, num_outputs)
     for module in body.modules():
@@ -60,6 +60,23 @@ def fresh_copy(model: nn.Module, num_outputs: int, head: str | None, num_feature
     for parameter in body.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return body
+
+
+def fresh_head(head: nn.Module, num_outputs: int) -> nn.Module:
+    """Returns a head like the model's with another number of outputs: a single layer, or a fresh copy of a sequence.
+
+    Raises:
+        ValueError: The sequence can't be copied.
+    """
+    if not isinstance(head, nn.Sequential):
+        return resized_head(head, num_outputs)
+    try:
+        return fresh_copy(head, num_outputs, "", None)
+    except ValueError as error:
+        raise ValueError(
+            f"`head` must name layers that can be copied, found a sequence that can't be: {error.__cause__}. "
+            "Name the last of its layers alone."
+        ) from error
 
 
 def place(model: nn.Module) -> dict[str, Any]:

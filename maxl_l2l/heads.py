@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from .checks import some
+
+# What leaves each class where it is; after a convolution, with the classes in dimension 1, what works on positions too.
+KEEPS_CLASSES = (nn.Identity, nn.Flatten, _DropoutNd)
+KEEPS_CHANNELS = (*KEEPS_CLASSES, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd, nn.Upsample)
 
 
 def resolve_head(
@@ -95,8 +102,37 @@ def find_head(model: nn.Module, num_outputs: int | None) -> str:
     return last_name
 
 
+def logits_layer(model: nn.Module, head: str = "") -> str | None:
+    """Returns the name of the layer of a head that gives its logits: the head itself, or the last of a sequence.
+
+    In a ``nn.Sequential``, however nested, dropout and flattening may follow it, and after a convolution pooling and
+    resizing, as these leave the classes where they are. None if anything else does, or if there is no such layer.
+
+    Args:
+        model: Any module.
+        head: Name of its head; the model itself if empty.
+    """
+    after: list[nn.Module] = []
+    for name, layer in reversed(_in_order(head, model.get_submodule(head))):
+        if _num_outputs(layer) is not None:
+            keeping = KEEPS_CLASSES if isinstance(layer, nn.Linear) else KEEPS_CHANNELS
+            return name if all(isinstance(later, keeping) for later in after) else None
+        after.append(layer)
+    return None
+
+
+def alters_features(head: nn.Module) -> bool:
+    """Whether a head may write to the features that enter it: if it works in place before its first parameter."""
+    for _, layer in _in_order("", head):
+        if any(getattr(module, "inplace", False) for module in layer.modules()):
+            return True
+        if any(True for _ in layer.parameters()):
+            return False
+    return False
+
+
 def resized_head(head: nn.Module, num_outputs: int) -> nn.Linear | _ConvNd:
-    """Returns a new layer of the head's kind, on its device and in its dtype, with another number of outputs."""
+    """Returns a new layer of the head's kind with another number of outputs; device, dtype, memory format are kept."""
     assert isinstance(head, (nn.Linear, _ConvNd))
     options: dict[str, Any] = {
         "bias": head.bias is not None,
@@ -110,23 +146,39 @@ def resized_head(head: nn.Module, num_outputs: int) -> nn.Linear | _ConvNd:
         options["output_padding"] = head.output_padding
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     kind = next(kind for kind in kinds if isinstance(head, kind))
-    return kind(head.in_channels, num_outputs, **options)
+    layer = kind(head.in_channels, num_outputs, **options)
+    for memory_format in (torch.channels_last, torch.channels_last_3d):
+        if head.weight.is_contiguous(memory_format=memory_format) and not head.weight.is_contiguous():
+            layer.to(memory_format=memory_format)
+    return layer
 
 
 def _checked_head(model: nn.Module, head: str, num_outputs: int | None) -> str:
     modules = dict(model.named_modules())
-    width = _num_outputs(modules[head]) if head in modules else None
-    if width is None:
+    layer = logits_layer(model, head) if head in modules else None
+    if layer is None:
         heads = [repr(name) for name, module in modules.items() if _num_outputs(module) is not None]
         found = f"a {type(modules[head]).__name__}" if head in modules else "no such layer"
+        remedy = ""
+        if head in modules and isinstance(modules[head], nn.Sequential):
+            last = [type(module).__name__ for _, module in _in_order(head, modules[head])[-3:]]
+            found = f"one that ends with {', '.join(last) or 'nothing'}"
+            remedy = "Name what gives the logits: the losses take their softmax themselves. "
         raise ValueError(
-            f"`head` must name a linear layer or convolution of the model, found {found} at {head!r}. "
-            f"The model has: {', '.join(heads[-20:]) or 'none'}."
+            "`head` must name a linear layer or convolution of the model, or a nn.Sequential that ends with one, "
+            f"found {found} at {head!r}. {remedy}The model has: {', '.join(heads[-20:]) or 'none'}."
         )
+    width = _num_outputs(model.get_submodule(layer))
     if num_outputs is not None and width != num_outputs:
         raise ValueError(
             f"`psi` must have an entry per model output: it has {num_outputs}, the head {head!r} has {width} outputs. "
             f"Give psi {width} entries, or name another head."
+        )
+    part = model.get_submodule(head)
+    if isinstance(part, nn.Sequential) and set(model.parameters()) <= set(part.parameters()):
+        raise ValueError(
+            f"`head` must leave parameters of the model for both tasks to share, found all of them in {head!r}. "
+            f"Name a later part of it, for example the layer {layer!r}."
         )
     return head
 
@@ -135,6 +187,15 @@ def _num_outputs(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return module.out_channels if isinstance(module, _ConvNd) else None
+
+
+def _in_order(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a sequence of sequences under their names, as often as they run; or a module alone."""
+    if not isinstance(module, nn.Sequential):
+        return [(name, module)]
+    # Not named_children(): it has a layer that runs twice, a ReLU say, once.
+    children = [(f"{name}.{key}".lstrip("."), child) for key, child in module._modules.items() if child is not None]
+    return [layer for child in children for layer in _in_order(*child)]
 
 
 def _is_extra(name: str) -> bool:

@@ -35,7 +35,8 @@ class MAXL(AuxiliaryLabelGenerator):
         generator: A module from ``(x, y)`` to probabilities ``[N, K, ...]``, K = sum(psi), that shares no parameter
             with the model. If None, a freshly initialised copy of the model's architecture with K outputs, the paper's
             choice.
-        head: Name of the layer that produces the logits; found by its number of outputs if None.
+        head: Name of the layer that produces the logits, found by its number of outputs if None; or of a
+            ``nn.Sequential`` that ends with it, for a whole such sequence a task, as the paper's networks have.
         num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
         gamma: Focusing exponent of the focal loss, >= 0; 0 is cross-entropy.
         entropy_weight: Lambda, the weight of the entropy term in the meta loss, >= 0.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .calls import call, logits_of
-from .copies import fresh_copy, place
-from .heads import resized_head, resolve_head
+from .copies import fresh_copy, fresh_head, place
+from .heads import alters_features, logits_layer, resized_head, resolve_head
 from .hierarchy import Hierarchy
 from .losses import at_least_float32, softmax_in_block
 
@@ -22,9 +22,10 @@ class MultiTaskNetwork(nn.Module):
     """The user's model plus an auxiliary head on the features that enter the model's own head (theta_1).
 
     The model is held, not copied, and is not altered: the features are read by a hook that lives as long as one
-    forward pass. A model whose head is a convolution gets a convolutional auxiliary head. Where the model pools after
-    its head the auxiliary logits are averaged over positions, where it picks a position (the last token, say) the same
-    one is picked, and where it resizes they are resized.
+    forward pass. A model whose head is a convolution gets a convolutional auxiliary head. Where head names a
+    ``nn.Sequential``, the paper's two linear layers for instance, the auxiliary head is one too, on the features that
+    enter the whole of it. Where the model pools after its head the auxiliary logits are averaged over positions, where
+    it picks a position (the last token, say) the same one is picked, and where it resizes they are resized.
 
     Args:
         module: The user's model; or a backbone that returns features ``[N, D]``, if primary_head is given.
@@ -49,11 +50,13 @@ class MultiTaskNetwork(nn.Module):
         self.auxiliary_head = auxiliary_head
         self.head = head
         self._passed_on: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[Tensor] = []
 
     @property
     def is_dense(self) -> bool:
-        """Whether the auxiliary head is a convolution, so that labels may have trailing dimensions."""
-        return isinstance(self.auxiliary_head, _ConvNd)
+        """Whether the auxiliary logits come out of a convolution, so that labels may have trailing dimensions."""
+        layer = logits_layer(self.auxiliary_head)
+        return layer is not None and isinstance(self.auxiliary_head.get_submodule(layer), _ConvNd)
 
     def forward(self, x: Any) -> tuple[Tensor, Tensor]:
         """Returns the primary logits ``[N, C, ...]`` and the auxiliary logits ``[N, K, ...]``.
@@ -75,14 +78,23 @@ class MultiTaskNetwork(nn.Module):
         if self.primary_head is not None:
             yield
             return
-        with self.module.get_submodule(self.head).register_forward_hook(self._pass_on, with_kwargs=True):
-            try:
-                yield
-            finally:
-                self._passed_on.clear()
+        head = self.module.get_submodule(self.head)
+        hooks = [head.register_forward_hook(self._pass_on, with_kwargs=True)]
+        if alters_features(head):
+            hooks.append(head.register_forward_pre_hook(self._keep, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._passed_on.clear()
+            self._kept.clear()
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._kept.append(_first(args, kwargs).clone())
 
     def _pass_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> None:
-        self._passed_on.append((args[0] if args else next(iter(kwargs.values())), logits))
+        self._passed_on.append((self._kept.pop() if self._kept else _first(args, kwargs), logits))
 
     def read(self, x: Any) -> tuple[Tensor, Tensor]:
         """What :meth:`forward` does, inside of :meth:`reading`; in this form it can be compiled."""
@@ -143,6 +155,10 @@ class MultiTaskNetwork(nn.Module):
                 f"{list(auxiliary.shape)} and an output {list(primary.shape)}. Name another layer with head=."
             )
         return F.interpolate(auxiliary, size=primary.shape[2:], mode=modes[auxiliary.dim()], align_corners=False)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _chosen(auxiliary: Tensor, own: Tensor, primary: Tensor) -> Tensor:
@@ -226,11 +242,11 @@ def multi_task_network(
 
     Raises:
         TypeError: model is not a module.
-        ValueError: There is no head, no single one, or not one with num_primary outputs.
+        ValueError: There is no head, no single one, not one with num_primary outputs, or none that can be copied.
     """
     name = resolve_head(model, head, num_primary, num_features)
     if name is not None:
-        auxiliary_head = resized_head(model.get_submodule(name), num_auxiliary)
+        auxiliary_head = fresh_head(model.get_submodule(name), num_auxiliary)
         return MultiTaskNetwork(model, auxiliary_head, name, num_primary=num_primary)
     assert num_features is not None  # by resolve_head
     assert num_primary is not None

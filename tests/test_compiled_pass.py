@@ -141,6 +141,21 @@ def test_backbone_without_a_head_is_compiled_too():
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
+def test_head_that_is_a_sequence_is_compiled_too():
+    layers = [nn.ELU(inplace=True), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.Dropout(0.3), nn.Conv2d(5, 2, 6)]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(*layers), nn.Flatten()).double()
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        maxl = MAXL(copy.deepcopy(model), PSI, head="1")
+        breaks = dict(torch._dynamo.utils.counters["graph_break"])
+        if compiled:
+            maxl.compile(backend="aot_eager")
+        results.append(run(maxl))
+        assert dict(torch._dynamo.utils.counters["graph_break"]) == breaks
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
 def test_inductor_is_told_to_draw_the_random_numbers_of_plain_passes():
     assert compile_options() == {"options": {"fallback_random": True}}
     assert compile_options(backend="aot_eager") == {"backend": "aot_eager"}

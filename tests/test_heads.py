@@ -1,11 +1,13 @@
 """Finding the layer that gives a model's logits."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from maxl_l2l import MAXL, LabelGenerator
-from maxl_l2l.heads import find_head
+from maxl_l2l.heads import find_head, logits_layer
 
 C = 4
 PSI = [1, 2, 1, 2]
@@ -112,3 +114,98 @@ def test_model_without_any_layer_has_no_head():
 def test_wrong_name_of_a_head_raises(head, message):
     with pytest.raises(ValueError, match=message):
         MAXL(mlp(), PSI, head=head)
+
+
+class Parts(nn.Module):
+    """A model with a backbone and a head that a test chooses."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.body = nn.Linear(8, 6)
+        self.head = head
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def sequence(*after, last=None):
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), last or nn.Linear(5, C), *after)
+
+
+ACTIVATION = nn.Tanh()
+CONVOLUTION = nn.Conv2d(5, C, 1)
+
+
+@pytest.mark.parametrize(
+    ("head", "layer"),
+    [
+        (nn.Linear(6, C), ""),
+        (sequence(), "2"),
+        (sequence(nn.Dropout(0.5), nn.Identity(), nn.Flatten()), "2"),
+        (
+            nn.Sequential(nn.Sequential(nn.Linear(6, 5), nn.ReLU()), nn.Sequential(nn.Linear(5, C), nn.Identity())),
+            "1.0",
+        ),
+        (nn.Sequential(nn.Conv2d(6, 5, 1), CONVOLUTION, nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1"),
+        (nn.Sequential(nn.ModuleDict(), nn.Conv1d(6, C, 3), nn.MaxPool1d(2), nn.Upsample(8)), "1"),
+        (sequence(nn.Softmax(dim=1)), None),
+        (sequence(nn.BatchNorm1d(C)), None),
+        (sequence(nn.AvgPool1d(2)), None),  # which would pool the classes
+        (nn.Sequential(CONVOLUTION, nn.ReLU(), nn.AdaptiveAvgPool2d(1)), None),
+        (nn.Sequential(CONVOLUTION, nn.PixelShuffle(2)), None),
+        (nn.Sequential(nn.Linear(6, 5), ACTIVATION, nn.Linear(5, C), ACTIVATION), None),
+        (nn.Sequential(nn.Flatten(), nn.ReLU()), None),
+        (nn.Sequential(), None),
+        (nn.ModuleList([nn.Linear(6, C)]), None),
+    ],
+    ids=[
+        *("layer", "mlp", "harmless", "nested", "pooled", "resized", "softmax", "norm", "classes-pooled", "rectified"),
+        *("shuffled", "shared-activation", "no-layer", "empty", "list"),
+    ],
+)
+def test_logits_of_a_sequence_come_out_of_its_last_layer_if_nothing_alters_them_after(head, layer):
+    assert logits_layer(head) == layer
+    name = None if layer is None else f"head.{layer}".rstrip(".")
+    assert logits_layer(Parts(head), "head") == name
+
+
+def test_head_without_a_name_is_a_single_layer():
+    assert find_head(Parts(sequence()), C) == find_head(Parts(sequence()), None) == "head.2"
+
+
+@pytest.mark.parametrize(
+    ("head", "found", "layers"),
+    [
+        (sequence(nn.Softmax(dim=1)), "one that ends with ReLU, Linear, Softmax at 'head'", "'head.0', 'head.2'"),
+        (nn.Sequential(nn.Flatten(), nn.ReLU()), "one that ends with Flatten, ReLU at 'head'", None),
+        (nn.Sequential(), "one that ends with nothing at 'head'", None),
+    ],
+    ids=["softmax", "no-layer", "empty"],
+)
+def test_sequence_that_does_not_end_with_its_logits_raises(head, found, layers):
+    message = (
+        "`head` must name a linear layer or convolution of the model, or a nn.Sequential that ends with one, found "
+        f"{found}. Name what gives the logits: the losses take their softmax themselves. The model has: 'body'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message + (f", {layers}." if layers else "."))):
+        MAXL(Parts(head), PSI, head="head")
+
+
+def test_sequence_of_another_width_raises():
+    message = f"`psi` must have an entry per model output: it has 3, the head 'head' has {C} outputs. Give psi {C} entr"
+    with pytest.raises(ValueError, match=message):
+        MAXL(Parts(sequence(nn.Flatten())), [2, 2, 2], head="head")
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "layer"),
+    [(sequence(), "", "2"), (nn.Sequential(nn.Flatten(), sequence()), "1", "1.2")],
+    ids=["all", "all-parameters"],
+)
+def test_sequence_that_leaves_nothing_to_share_raises(model, head, layer):
+    message = (
+        f"`head` must leave parameters of the model for both tasks to share, found all of them in '{head}'. "
+        f"Name a later part of it, for example the layer '{layer}'."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MAXL(model, PSI, head=head)

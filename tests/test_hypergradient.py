@@ -93,17 +93,11 @@ def meta_loss_after_a_real_step(maxl, optimizer, x, y, meta):
     return maxl.primary_loss(*meta).item() + 0.2 * torch.special.xlogy(q, q).sum().item()
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("method", ["forward", "unrolled"])
-def test_equals_central_differences_of_a_real_step(kind, method):
-    maxl, optimizer = trained(OPTIMIZERS[kind])
-    (x, y), meta = batch(), batch(size=7, seed=3)
-    found = hypergradient(maxl, x, y, optimizer=optimizer, meta_batch=meta, method=method)
+def assert_equals_central_differences(found, maxl, optimizer, x, y, meta, length=1e-4):
     parameters = list(maxl.generator.parameters())
     directions = torch.Generator().manual_seed(1)
     for _ in range(3):
         direction = [torch.randn(p.shape, generator=directions, dtype=p.dtype) for p in parameters]
-        length = 1e-4
         values = []
         for sign in (1, -2):  # there, then back past the start
             with torch.no_grad():
@@ -116,6 +110,15 @@ def test_equals_central_differences_of_a_real_step(kind, method):
         difference = (values[0] - values[1]) / (2 * length)
         expected = torch.cat([step.flatten() for step in direction]) @ found
         assert difference == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("method", ["forward", "unrolled"])
+def test_equals_central_differences_of_a_real_step(kind, method):
+    maxl, optimizer = trained(OPTIMIZERS[kind])
+    (x, y), meta = batch(), batch(size=7, seed=3)
+    found = hypergradient(maxl, x, y, optimizer=optimizer, meta_batch=meta, method=method)
+    assert_equals_central_differences(found, maxl, optimizer, x, y, meta)
 
 
 def test_hand_computed_value():
@@ -812,3 +815,44 @@ def test_half_precision_input_under_autocast_is_taken_by_finite_differences():
     with torch.autocast("cpu", torch.bfloat16):
         maxl.hypergradient(x, y, method="finite-difference")
     assert all(parameter.grad.isfinite().all() for parameter in maxl.generator.parameters())
+
+
+def sequence_head(dense, norm=True, **options):
+    """A learner whose two heads are sequences on the same features, and a batch for it."""
+    torch.manual_seed(0)
+    features = [nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2)]
+    if dense:
+        layers = [nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.3), nn.Conv2d(6, 2, 1)]
+    else:
+        layers = [nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 2)]
+    if not norm:
+        layers = [layer for layer in layers if not isinstance(layer, (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d))]
+    maxl = MAXL(nn.Sequential(*features, nn.Sequential(*layers)).double(), PSI, head="3", **options)
+    x, y = batch()
+    return maxl, x, y[:, None, None].expand(-1, 4, 4) if dense else y
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_three_roads_agree_where_both_heads_are_sequences(dense, weighted):
+    maxl, x, y = sequence_head(dense, weighted=weighted)
+    unrolled = hypergradient(maxl, x, y, method="unrolled")
+    assert unrolled.norm() > 0
+    assert relative(hypergradient(maxl, x, y), unrolled) <= 1e-9
+    assert relative(hypergradient(maxl, x, y, method="finite-difference"), unrolled) <= 1e-6
+    if not (dense or weighted):
+        optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+        found = hypergradient(maxl, x, y, optimizer=optimizer, meta_batch=(x[:7], y[:7]))
+        assert_equals_central_differences(found, maxl, optimizer, x, y, (x[:7], y[:7]), length=1e-5)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_clone_and_micro_batches_agree_where_both_heads_are_sequences(dense):
+    maxl, x, y = sequence_head(dense, norm=False, lr=0.1)
+    expected = hypergradient(maxl, x, y)
+    assert relative(hypergradient(maxl, x, y, micro_batches=2), expected) <= 1e-9
+    maxl.zero_grad()
+    learner = maxl.clone()
+    learner.adapt(learner.loss(x, y))
+    learner.meta_loss(x, y).backward()
+    assert relative(torch.cat([p.grad.flatten() for p in maxl.generator.parameters()]), expected) <= 1e-9

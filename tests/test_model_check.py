@@ -58,6 +58,15 @@ def test_clean_model_is_ok():
         check.problems = ("another",)
 
 
+def test_model_with_a_sequence_for_a_head_is_ok():
+    model = Net()
+    model.head = nn.Sequential(nn.Linear(16, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 2))
+    check = check_model(MAXL(model, PSI, head="head"), X, Y)
+    assert check.ok
+    assert check.problems == check.notes == ()
+    assert check.relative_error < 1e-4
+
+
 def test_report_has_the_findings_and_the_costs():
     check = ModelCheck(("This is wrong.", "That is too. " * 12), ("Mind this.",), 2e-9, 1.5, 0.3, 6_000_000, 3_000_000)
     lines = str(check).split("\n")

@@ -541,3 +541,178 @@ def test_weighted_dense_labels_have_one_weight_a_sample():
     mass = maxl.generator(torch.randn(2, 3, 4, 4), torch.randint(0, C, (2, 4, 4))).sum(dim=1)
     torch.testing.assert_close(mass, mass[:, :1, :1].expand(2, 4, 4))
     assert abs(mass[0, 0, 0] - mass[1, 0, 0]) > 1e-6
+
+
+class TwoParts(nn.Module):
+    """A backbone, and the head that a test gives it."""
+
+    def __init__(self, body, head):
+        super().__init__()
+        self.body, self.classifier = body, head
+
+    def forward(self, x):
+        return self.classifier(self.body(x))
+
+
+def mlp_head(width=6, inplace=False):
+    return nn.Sequential(nn.Linear(width, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=inplace), nn.Linear(5, C))
+
+
+def mlp_by_hand(parameters, features):
+    """Linear, BatchNorm with the batch's statistics, ReLU, Linear, in plain algebra."""
+    weight, bias, scale, shift, last_weight, last_bias = parameters
+    hidden = features @ weight.T + bias
+    variance = (hidden - hidden.mean(dim=0)).square().mean(dim=0)
+    hidden = (hidden - hidden.mean(dim=0)) / (variance + 1e-5).sqrt() * scale + shift
+    return hidden.clamp_min(0) @ last_weight.T + last_bias
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_mlp_head_gets_an_auxiliary_mlp_on_the_same_features(inplace):
+    torch.manual_seed(0)
+    model, x = TwoParts(nn.Linear(8, 6), mlp_head(inplace=inplace)).double(), torch.randn(7, 8).double()
+    keys, kind, expected = list(model.state_dict()), type(model), copy.deepcopy(model)(x)
+    network = MAXL(model, PSI, head="classifier").network
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    features = x @ model.body.weight.T + model.body.bias
+    primary, auxiliary = network(x)
+    torch.testing.assert_close(primary, mlp_by_hand(list(model.classifier.parameters()), features))
+    torch.testing.assert_close(auxiliary, mlp_by_hand(list(network.auxiliary_head.parameters()), features))
+    assert (auxiliary.shape, expected.shape) == ((7, K), (7, C))
+    assert (type(model), list(model.state_dict())) == (kind, keys)
+    assert torch.equal(network.predict(x), model(x))
+    assert num_hooks(network) == 0
+
+
+@torch.no_grad()
+def test_wrapping_a_model_with_an_mlp_head_leaves_its_outputs():
+    torch.manual_seed(0)
+    model, x = TwoParts(nn.Linear(8, 6), mlp_head()).eval(), torch.randn(7, 8)
+    before, expected = snapshot(model), model(x)
+    maxl = MAXL(model, PSI, head="classifier")
+    assert_same_state(model, before)
+    assert torch.equal(maxl(x), expected)
+    assert torch.equal(maxl.network(x)[0], expected)
+
+
+@pytest.mark.parametrize("first", [nn.Hardtanh, nn.ELU], ids=["saturating", "twice-is-another"])
+@pytest.mark.parametrize("before", [nn.Identity, nn.Flatten])
+def test_head_that_alters_its_features_in_place_does_not_alter_the_auxiliary_heads(first, before):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(7, 8)
+    head = nn.Sequential(before(), first(inplace=True), nn.Linear(6, C))
+    model = TwoParts(nn.Linear(8, 6), head)
+    network = multi_task_network(model, C, K, "classifier", None)
+    primary, auxiliary = network(x)
+    altered = first()(model.body(x))
+    assert torch.equal(primary, head[2](altered))
+    assert torch.equal(auxiliary, network.auxiliary_head[2](altered))
+    (primary.sum() + auxiliary.sum()).backward()
+    assert model.body.weight.grad.norm() > 0
+
+
+def test_failed_pass_of_a_head_in_place_leaves_nothing_behind():
+    model = TwoParts(nn.Linear(8, 6), nn.Sequential(nn.ELU(inplace=True), nn.Linear(5, C)))
+    network = multi_task_network(model, C, K, "classifier", None)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        network(torch.randn(2, 8))
+    assert num_hooks(network) == 0
+    assert network._kept == network._passed_on == []
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_generator_of_a_model_with_an_mlp_head_has_its_outputs_in_the_last_layer(weighted):
+    torch.manual_seed(0)
+    model, x, y = TwoParts(nn.Linear(8, 6), mlp_head()), torch.randn(4, 8), torch.tensor([0, 1, 3, 1])
+    maxl = MAXL(model, PSI, head="classifier", weighted=weighted)
+    own, copied = model.state_dict(), maxl.generator.body.state_dict()
+    different = {name for name in own if own[name].shape != copied[name].shape}
+    assert list(own) == list(copied)
+    assert different == {"classifier.3.weight", "classifier.3.bias"}
+    assert copied["classifier.3.bias"].shape == (K + weighted,)
+    assert maxl.network.auxiliary_head[3].out_features == K
+    mass = maxl.generator(x, y).sum(dim=1)
+    assert ((mass - 1).abs() > 1e-4).all() if weighted else torch.allclose(mass, torch.ones(4))
+
+
+def test_both_mlp_heads_train_and_the_statistics_of_both_move_once_a_step():
+    torch.manual_seed(0)
+    maxl, x, y = MAXL(TwoParts(nn.Linear(8, 6), mlp_head()), PSI, head="classifier"), torch.randn(8, 8), torch.arange(8)
+    network = maxl.network
+    before = snapshot(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    maxl.step(x, y % C, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.1))
+    after = network.state_dict()
+    # What a layer before BatchNorm adds to all samples has no gradient.
+    still = {"module.classifier.0.bias", "auxiliary_head.0.bias"}
+    assert all(not torch.equal(after[name], before[name]) for name in before.keys() - still)
+    assert network.auxiliary_head[1].num_batches_tracked == network.module.classifier[1].num_batches_tracked == 1
+
+
+def test_torchvision_vgg_has_the_papers_head_for_each_task():
+    torch.manual_seed(0)
+    model, x = torchvision.models.vgg16_bn(num_classes=C).features, torch.randn(2, 3, 32, 32)
+    layers = [nn.Flatten(), nn.Linear(512, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, C)]
+    vgg = TwoParts(model, nn.Sequential(*layers)).eval()  # torchvision's layers of 4096 are of no use here
+    network = MAXL(vgg, PSI, head="classifier", generator=LabelGenerator(nn.Flatten(), PSI)).network.eval()
+    primary, auxiliary = network(x)
+    features = model(x).flatten(1)
+    _, first, _, _, last = network.auxiliary_head
+    assert (first.in_features, first.out_features, last.out_features) == (512, 8, K)
+    assert torch.equal(primary, vgg(x))
+    torch.testing.assert_close(
+        auxiliary, F.linear(F.linear(features, first.weight, first.bias).relu(), *last.parameters())
+    )
+
+
+def test_convolutional_sequence_gives_dense_logits_that_follow_the_models_resizing():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            return {"out": self.layer(x)}
+
+    torch.manual_seed(0)
+    segmentation = torchvision.models.segmentation
+    model = segmentation.FCN(Backbone(), segmentation.fcn.FCNHead(8, C), None).eval()
+    maxl = MAXL(model, PSI, head="classifier")
+    x, y = torch.randn(2, 3, 9, 12), torch.randint(C, (2, 9, 12))
+    primary, auxiliary = maxl.network(x)
+    coarse = maxl.network.auxiliary_head(model.backbone(x)["out"])
+    assert maxl.network.is_dense
+    assert (primary.shape, coarse.shape) == ((2, C, 9, 12), (2, K, 5, 6))
+    assert torch.equal(auxiliary, F.interpolate(coarse, size=(9, 12), mode="bilinear", align_corners=False))
+    assert maxl.generator(x, y).shape == (2, K, 9, 12)
+    assert maxl.hypergradient(x, y).outputs.shape == (2, C, 9, 12)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_positions_pooled_in_or_after_a_convolutional_sequence_are_averaged(inside):
+    torch.manual_seed(0)
+    layers, pool = [nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, C, 1)], [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    head = nn.Sequential(*layers, *pool) if inside else nn.Sequential(*layers)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), head, *([] if inside else pool))
+    network, x = multi_task_network(model, C, K, "1", None), torch.randn(2, 3, 5, 4)
+    primary, auxiliary = network(x)
+    first, _, last, *_ = network.auxiliary_head
+    assert (primary.shape, auxiliary.shape) == ((2, C), (2, K))
+    torch.testing.assert_close(auxiliary, last(first(model[0](x)).tanh()).mean(dim=(2, 3)))
+
+
+def test_tokens_pooled_after_a_linear_sequence_leave_the_classes():
+    torch.manual_seed(0)
+    model = TwoParts(nn.Linear(8, 6), nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, C), nn.Dropout(0.0)))
+    model.forward = lambda x: model.classifier(model.body(x)).mean(dim=1)
+    network, x = multi_task_network(model, C, K, "classifier", None), torch.randn(2, 3, 8)
+    assert not network.is_dense
+    torch.testing.assert_close(network(x)[1], network.auxiliary_head(model.body(x)).mean(dim=1))
+
+
+def test_auxiliary_head_of_the_users_own_need_not_end_with_a_layer():
+    network = MultiTaskNetwork(nn.Linear(8, C), nn.Sequential(nn.Linear(8, K), nn.Softmax(dim=1)))
+    assert not network.is_dense
+    assert network(torch.randn(2, 8))[1].shape == (2, K)
