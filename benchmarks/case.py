@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from examples.cifar100.arithmetic import arithmetic, synchronize
 from maxl_l2l import MAXL
 
 from .contenders import LR
 from .networks import network
-
-PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,10 @@ class Case:
         y = torch.randint(0, len(self.psi), (self.batch,), generator=numbers)
         return x.to(self.device), y.to(self.device)
 
-    @contextlib.contextmanager
-    def arithmetic(self) -> Iterator[None]:
+    def arithmetic(self) -> AbstractContextManager[None]:
         """The precision that iterations run in."""
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        # Contenders move weights between passes, so a pass may not find the last one's casted copies.
-        half = torch.autocast(
-            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
-        )
-        try:
-            with half:
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        return arithmetic(self.device, self.precision)
 
     def synchronize(self) -> None:
         """Waits for the device."""
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)

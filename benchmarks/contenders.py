@@ -1,4 +1,4 @@
-"""The contenders: one iteration of MAXL, in which both networks are updated once, as each library's users write it.
+"""The contenders: one iteration of MAXL, in which both networks are updated once, with this package and in plain torch.
 
 All get the same learner, optimizers and losses, and the cheapest form that their library allows: labels without a graph
 in the network's own step, one pass of the generator however many inner steps, and a backward pass that computes the
@@ -7,10 +7,7 @@ generator's gradient alone.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -21,13 +18,6 @@ from torch.func import functional_call
 from torch.optim import SGD
 
 from maxl_l2l import MAXL
-
-with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-    # They import packages that are deprecated by now and say so (gym, pkg_resources, torch.jit): theirs to mend.
-    warnings.simplefilter("ignore")
-    import higher
-    import learn2learn
-    import torchopt
 
 LR = 0.01
 GENERATOR_LR = 0.001
@@ -171,32 +161,6 @@ class Unroll(TwoStages):
         self.meta_loss(functional_call(self.network, stepped, x), y, labels).backward(inputs=self.theta_2)
 
 
-class Higher(TwoStages):
-    title = "higher"
-
-    def add_hypergradient(self, x: Tensor, y: Tensor) -> None:
-        labels = self.generator(x, y)
-        with higher.innerloop_ctx(self.network, self.optimizer, copy_initial_weights=False) as (network, inner):
-            for _ in range(self.inner_steps):
-                inner.step(self.loss(network(x), y, labels))
-            self.meta_loss(network(x), y, labels).backward(inputs=self.theta_2)
-
-
-class Learn2Learn(TwoStages):
-    title = "learn2learn"
-
-    def __init__(self, maxl: MAXL, inner_steps: int = 1) -> None:
-        super().__init__(maxl, inner_steps)
-        self.maml = learn2learn.algorithms.MAML(maxl.network, lr=LR)
-
-    def add_hypergradient(self, x: Tensor, y: Tensor) -> None:
-        labels = self.generator(x, y)
-        learner = self.maml.clone()
-        for _ in range(self.inner_steps):
-            learner.adapt(self.loss(learner(x), y, labels))
-        self.meta_loss(learner(x), y, labels).backward(inputs=self.theta_2)
-
-
 class OursAdapted(TwoStages):
     """learn2learn's way with our learner in MAML's place."""
 
@@ -208,24 +172,6 @@ class OursAdapted(TwoStages):
         for _ in range(self.inner_steps):
             learner.adapt(self.loss(learner.network(x), y, labels))
         self.meta_loss(learner.network(x), y, labels).backward(inputs=self.theta_2)
-
-
-class TorchOpt(TwoStages):
-    title = "TorchOpt"
-
-    def __init__(self, maxl: MAXL, inner_steps: int = 1) -> None:
-        super().__init__(maxl, inner_steps)
-        self.inner = torchopt.MetaSGD(maxl.network, lr=LR)
-
-    def add_hypergradient(self, x: Tensor, y: Tensor) -> None:
-        labels = self.generator(x, y)
-        before = torchopt.extract_state_dict(self.network, by="reference")
-        inner_before = torchopt.extract_state_dict(self.inner, by="reference")
-        for _ in range(self.inner_steps):
-            self.inner.step(self.loss(self.network(x), y, labels))
-        self.meta_loss(self.network(x), y, labels).backward(inputs=self.theta_2)
-        torchopt.recover_state_dict(self.network, before)
-        torchopt.recover_state_dict(self.inner, inner_before)
 
 
 class Published(TwoStages):
@@ -279,19 +225,3 @@ class Published(TwoStages):
         self.optimizer.step()
         for parameter, grad in zip(self.theta_2, hypergradient):
             parameter.grad = grad
-
-
-CONTENDERS: dict[str, type[Contender]] = {
-    "single": SingleTask,
-    "single-compiled": SingleTaskCompiled,
-    "ours": Ours,
-    "ours-finite-difference": OursFiniteDifference,
-    "ours-compiled": OursCompiled,
-    "unroll": Unroll,
-    "unroll-shared": SharedUnroll,
-    "higher": Higher,
-    "learn2learn": Learn2Learn,
-    "torchopt": TorchOpt,
-    "published": Published,
-    "ours-adapted": OursAdapted,
-}

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 
 from maxl_l2l.files import replace_file
 
-from .contenders import CONTENDERS
 from .growth import CURVES
+from .libraries import CONTENDERS
 from .report import MIB
 
 GRAY, BLUE, ORANGE, BLACK = "#8c8c8c", "#0072b2", "#d55e00", "#000000"  # distinct to colour-blind readers, in print

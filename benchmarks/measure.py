@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .case import Case
-from .contenders import CONTENDERS, Contender
+from .contenders import Contender
+from .libraries import CONTENDERS
 
 WARM_UP = 2
 # In a process that measures memory every tensor gets pages of its own from glibc and returns them when it is freed, so

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 
 from torch import nn
-from torchvision.models import VisionTransformer, resnet18
+from torchvision.models import VisionTransformer
 
-VGG16 = (2, 2, 3, 3, 3)
-CHANNELS = (64, 128, 256, 512, 512)
+from examples.cifar100.networks import VGG16, SmallImageResNet, vgg_features
 
 
 def network(name: str, num_classes: int) -> nn.Module:
@@ -24,7 +23,7 @@ def network(name: str, num_classes: int) -> nn.Module:
         ValueError: There is no such network.
     """
     if name == "resnet18":
-        return small_image_resnet18(num_classes)
+        return SmallImageResNet(num_classes)
     if name == "vit":
         return small_vit(num_classes)
     found = re.fullmatch(r"vgg(?:16|-(\d+)x5)-(\d*\.?\d+)", name)
@@ -37,31 +36,17 @@ def network(name: str, num_classes: int) -> nn.Module:
 
 
 def vgg(blocks: Sequence[int], width: float, num_classes: int) -> nn.Module:
-    """The paper's VGG: convolution, BatchNorm, ReLU; max-pooling after each block; two linear layers.
+    """The paper's VGG as a single sequence, with the weights that torch draws; the last layer is its head.
 
     Args:
         blocks: How many convolutions each of the five blocks has.
         width: Factor on the number of channels.
         num_classes: Outputs.
     """
-    layers: list[nn.Module] = []
-    before = 3
-    for number, channels in zip(blocks, (max(1, round(width * channels)) for channels in CHANNELS)):
-        for _ in range(number):
-            layers += [nn.Conv2d(before, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-            before = channels
-        layers.append(nn.MaxPool2d(2))
+    layers, channels = vgg_features(blocks, width)
     return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(before, before), nn.ReLU(inplace=True), nn.Linear(before, num_classes)
+        *layers, nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, num_classes)
     )
-
-
-def small_image_resnet18(num_classes: int) -> nn.Module:
-    """torchvision's ResNet-18 with the usual stem for small images: a 3x3 convolution of stride 1, no pooling."""
-    model: nn.Module = resnet18(num_classes=num_classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
 
 
 def small_vit(num_classes: int) -> nn.Module:

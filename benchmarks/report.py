@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .case import Case
-from .contenders import CONTENDERS
+from .libraries import CONTENDERS
 from .measure import Result
 from .spread import spread
 

@@ -11,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .case import PRECISIONS, Case
-from .contenders import CONTENDERS
+from examples.cifar100.arithmetic import PRECISIONS
+
+from .case import Case
 from .environment import environment, write
 from .figures import draw_costs, draw_growth
 from .growth import CURVES, points
+from .libraries import CONTENDERS
 from .measure import compare
 from .report import rows, table
 

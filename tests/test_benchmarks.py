@@ -15,10 +15,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import growth, measure
+from benchmarks import epoch, growth, measure
 from benchmarks.case import Case
-from benchmarks.contenders import CONTENDERS, GENERATOR_LR, LR
+from benchmarks.contenders import GENERATOR_LR, LR
 from benchmarks.figures import draw_growth
+from benchmarks.libraries import CONTENDERS
 from benchmarks.measure import Result, first_iteration
 from benchmarks.networks import network
 from benchmarks.report import rows, table
@@ -251,3 +252,40 @@ def test_readme_shows_the_measured_results(path):
     assert not found["commit"].endswith("dirty")
     for name in dict.fromkeys(row["network"] for row in found.get("summary", [])):
         assert table([row for row in found["summary"] if row["network"] == name]) in readme
+
+
+def test_epoch_measures_each_way_and_writes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(epoch, "IMAGES", 300)
+    out = tmp_path / "epoch.json"
+    epoch.main(["--width", "0.05", "--batch", "10", "--repeats", "2", "--iterations", "1", "--out", str(out)])
+    content = json.loads(out.read_text())
+    found = {row["way"]: row for row in content["summary"]}
+    assert list(found) == ["single task", "MAXL, both stages", "MAXL, fused", "plain torch, unrolled"]
+    assert found["plain torch, unrolled"]["ratio_to_unroll"]["median"] == 1
+    single = found["single task"]
+    assert single["seconds_an_epoch"] == pytest.approx(30 * single["seconds_a_batch"]["median"])
+    assert single["images_a_second"] == pytest.approx(10 / single["seconds_a_batch"]["median"])
+    # Forward 1, backward 2 of the network; but its first layer has no gradient for its input.
+    assert 2.5 < single["operations_a_batch"] / forward_operations(0.05, 10) <= 3
+    # Both stages do the network's own step once more than the fused one, and one pass of the generator.
+    more = found["MAXL, both stages"]["operations_a_batch"] - found["MAXL, fused"]["operations_a_batch"]
+    assert more / forward_operations(0.05, 10) == pytest.approx(4, abs=0.4)
+    assert f"| single task | {single['seconds_an_epoch']:.1f} |" in capsys.readouterr().out
+
+
+def forward_operations(width, batch):
+    """Of the paper's VGG-16, from its layers: 2 operations for each product of a weight and an input."""
+    channels, size, total, before = (64, 128, 256, 512, 512), 32, 0, 3
+    for wide, number in zip(channels, (2, 2, 3, 3, 3)):
+        wide = max(1, round(width * wide))
+        for _ in range(number):
+            total += 2 * batch * size * size * 9 * before * wide
+            before = wide
+        size //= 2
+    return total
+
+
+def test_a_library_that_is_missing_is_left_out():
+    blocked = "import sys; sys.modules['higher'] = None; from benchmarks.libraries import CONTENDERS as c; print(*c)"
+    printed = subprocess.run([sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(CONTENDERS) - set(printed.stdout.split()) == {"higher"}

@@ -1,0 +1,1 @@
+"""Examples, each a script to run; cifar100 is a folder of them."""

@@ -1,0 +1,189 @@
+"""Turns a folder of runs into a table and a figure: means over seeds, standard errors, gains paired by seed.
+
+    python -m examples.cifar100.summarize out/small --out docs/cifar100-small
+
+writes docs/cifar100-small.json and docs/cifar100-small.png and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maxl_l2l.files import replace_file
+
+from .figure import draw
+
+TITLES = {
+    "single": "Single task",
+    "random": "Random labels",
+    "kmeans": "K-means labels",
+    "human": "Human labels",
+    "entropy": "Entropy term alone",
+    "maxl": "MAXL",
+    "weighted": "MAXL, weighted",
+}
+COLUMNS = (
+    "Auxiliary labels",
+    "Test accuracy",
+    "Gain, paired",
+    "Over the entropy term alone",
+    "Label entropy, nats",
+    "Sub-classes in use",
+    "NMI with human labels",
+    "Minutes a run",
+)
+NEEDED = ("label", "source", "seed", "accuracy", "seconds", "settings", "environment", "epochs")
+OWN = ("label_source", "seed")  # settings in which runs of a table differ by nature
+SINGLE, CONTROL = "single", "entropy"
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Reads the results of a folder, by label and seed.
+
+    Raises:
+        ValueError: There are none, or a file is something else.
+    """
+    runs = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            run = json.loads(path.read_text())
+            runs.append(
+                {name: run[name] for name in ("label", "source", "seed", "accuracy", "settings", "epochs")} | run
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"`folder` must hold results of examples.cifar100.train alone, found {path}, which is none ({error}). "
+                "Move it elsewhere."
+            ) from error
+    if not runs:
+        raise ValueError(f"`folder` must hold results of examples.cifar100.train, found none in {folder}.")
+    order = [*TITLES, *dict.fromkeys(run["label"] for run in runs)]
+    return sorted(runs, key=lambda run: (order.index(run["label"]), run["seed"]))
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a label, accuracies as fractions; a mean and its standard error where there are two numbers."""
+    by_label: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        by_label.setdefault(run["label"], {})[run["seed"]] = run
+    usual = next(iter(by_label.get(SINGLE, next(iter(by_label.values()))).values()))["settings"]
+    rows = []
+    for label, found in by_label.items():
+        first = next(iter(found.values()))
+        row: dict[str, Any] = {"label": label, "source": first["source"], "seeds": list(found)}
+        row["accuracy"] = mean_and_error([run["accuracy"] for run in found.values()])
+        for name, other in (("gain", SINGLE), ("gain_over_control", CONTROL)):
+            pairs = [
+                run["accuracy"] - by_label[other][seed]["accuracy"]
+                for seed, run in found.items()
+                if seed in by_label.get(other, {})
+            ]
+            row[name] = mean_and_error(pairs) if pairs and label != other else None
+        for name in ("entropy", "sub_classes", "nmi", "weight_sd"):
+            values = [run["labels"][name] for run in found.values() if name in run.get("labels", {})]
+            row[name] = round(statistics.mean(values), 4) if values else None
+        row["minutes"] = round(statistics.mean(run["seconds"] for run in found.values()) / 60, 2)
+        row["special"] = special(first["settings"], usual)
+        rows.append(row)
+    return rows
+
+
+def special(settings: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """The settings in which a row differs from the single task's, the label source aside."""
+    found, compared = ({**one, **one["recipe"]} for one in (settings, usual))
+    return {
+        name: value for name, value in found.items() if name not in (*OWN, "recipe") and value != compared.get(name)
+    }
+
+
+def paired(found: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float | None] | None:
+    """Mean and standard error of the difference in accuracy to the others' runs of the same seeds; None without any."""
+    pairs = [run["accuracy"] - others[seed]["accuracy"] for seed, run in found.items() if seed in others]
+    return mean_and_error(pairs) if pairs else None
+
+
+def mean_and_error(values: Sequence[float]) -> list[float | None]:
+    """Mean and standard error; None for the error of a single value."""
+    error = round(statistics.stdev(values) / math.sqrt(len(values)), 5) if len(values) > 1 else None
+    return [round(statistics.mean(values), 5), error]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The summary as a Markdown table."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for row in rows:
+        cells = [
+            title(row),
+            in_hundredths(row["accuracy"], ".2f", "%"),
+            in_hundredths(row["gain"], "+.2f", "pp"),
+            in_hundredths(row["gain_over_control"], "+.2f", "pp") if row["source"] in ("maxl", "weighted") else "",
+            "" if row["entropy"] is None else f"{row['entropy']:.2f}",
+            "" if row["sub_classes"] is None else f"{row['sub_classes']:.0f}",
+            "" if row["nmi"] is None else f"{row['nmi']:.2f}",
+            f"{row['minutes']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def title(row: dict[str, Any]) -> str:
+    """What a row is called: its source, and in which settings it is special."""
+    words = [TITLES.get(row["label"], row["label"]), *(f"{name}={value}" for name, value in row["special"].items())]
+    return ", ".join(words)
+
+
+def in_hundredths(value: list[float | None] | None, form: str, unit: str) -> str:
+    """A mean and its standard error, if there is one, in percent or percentage points."""
+    if value is None or value[0] is None:
+        return ""
+    error = "" if value[1] is None else f" ± {100 * value[1]:.2f}"
+    return f"{100 * value[0]:{form}}{error} {unit}"
+
+
+def compact(run: dict[str, Any]) -> dict[str, Any]:
+    """A run without what can be computed from it, its curve of test accuracies in one list."""
+    kept = ("label", "source", "seed", "accuracy", "seconds", "labels")
+    curve = [round(record["test_accuracy"], 4) for record in run["epochs"]]
+    return {**{name: run[name] for name in kept if name in run}, "test_accuracy": curve}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where train has written")
+    parser.add_argument(
+        "--out", type=Path, help="JSON and PNG without their suffix (default: summary in the folder's place)"
+    )
+    options = parser.parse_args(arguments)
+    out = options.out or options.folder.with_name(f"{options.folder.name}-summary")
+    try:
+        runs = read(options.folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rows = summary(runs)
+    result = {
+        "command": f"python -m examples.cifar100.summarize {options.folder.name}",
+        "settings": {
+            name: value for name, value in runs[0]["settings"].items() if name not in ("label_source", "seed")
+        },
+        "environment": runs[0]["environment"],
+        "summary": rows,
+        "runs": [compact(run) for run in runs],
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    replace_file(out.with_suffix(".json"), lambda file: file.write(text.encode()))
+    draw(rows, result["runs"], [title(row) for row in rows], out.with_suffix(".png"))
+    print(table(rows))
+    print(f"\nMeans ± standard errors. Written: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

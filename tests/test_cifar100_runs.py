@@ -1,0 +1,418 @@
+"""The CIFAR-100 experiment: networks, recipes, runs that stop and go on, results, and what is refused."""
+
+import copy
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from examples.cifar100 import data, run, summarize, train
+from examples.cifar100.arithmetic import arithmetic, matrix_rate, operations_a_batch
+from examples.cifar100.levels import FINE
+from examples.cifar100.networks import HEADS, network
+from examples.cifar100.recipes import RECIPES, Recipe
+from examples.cifar100.run import SOURCES, Job
+from maxl_l2l import MAXL, HumanLabels, SingleTask, clock
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--width", "0.05", "--subset", "3", "--epochs", "2", "--set", "batch_size=100"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A CIFAR-100 of four training images of each class and a test image, as PNG files."""
+    path = tmp_path_factory.mktemp("png")
+    random = np.random.RandomState(0)
+    for number in range(500):
+        place = path / ("train" if number < 400 else "test") / FINE[number % 100]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.randint(256, size=(32, 32, 3)).astype(np.uint8)).save(place / f"{number:03}.png")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _counts(monkeypatch):
+    monkeypatch.setattr(data, "PER_CLASS", {"train": 4, "test": 1})
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    """Calls train's main; returns its exit status."""
+
+    def call(*arguments):
+        common = ["--data", folder, "--cache", tmp_path / "cache", "--out", tmp_path / "runs", "--device", "cpu"]
+        return train.main([str(one) for one in (*common, *SMALL, *arguments)])
+
+    call.out = tmp_path / "runs"
+    return call
+
+
+def job(folder, out, source="maxl", seed=0, **changes):
+    recipe = replace(RECIPES["modern"], epochs=2)
+    return Job(source, seed, source, recipe, folder, out / "cache", out, width=0.05, subset=3, **changes)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("width", [1, 0.25])
+def test_networks_give_logits_and_have_a_head_a_task(name, width):
+    maxl = MAXL(network(name, 20, width), [5] * 20, head=HEADS[name])
+    primary, auxiliary = maxl.network(torch.randn(2, 3, 32, 32))
+    assert (primary.shape, auxiliary.shape) == ((2, 20), (2, 100))
+    own, new = maxl.module.get_submodule(HEADS[name]), maxl.network.auxiliary_head
+    assert [type(layer) for layer in own.modules()] == [type(layer) for layer in new.modules()]
+
+
+def test_vgg_16_is_the_papers():
+    model = network("vgg16", 20, 1)
+    channels = [layer.out_channels for layer in model.features if isinstance(layer, nn.Conv2d)]
+    assert channels == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in model.features) == 13
+    assert [layer.out_features for layer in model.classifier if isinstance(layer, nn.Linear)] == [512, 20]
+    weight = model.features[0].weight
+    assert weight.abs().max() <= math.sqrt(6 / (9 * (3 + 64)))  # Xavier's bound
+    assert weight.abs().max() > 0.9 * math.sqrt(6 / (9 * (3 + 64)))
+
+
+def test_generator_draws_weights_of_its_own_as_the_model_does():
+    maxl = MAXL(network("vgg16", 20, 0.25), [5] * 20, head="classifier")
+    own, new = maxl.module.features[0], maxl.generator.body.features[0]
+    assert not torch.equal(own.weight, new.weight)
+    assert new.weight.abs().max() <= math.sqrt(6 / (9 * (3 + 16)))
+    assert torch.equal(new.bias, torch.zeros(16))
+
+
+def test_resnet_18_at_full_width_is_torchvisions_but_for_its_stem():
+    model = network("resnet18", 20, 1)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_176_512 - 9_408 + 1_728 + 512 * 20 + 20
+    assert model.conv1.stride == (1, 1)
+    assert network("resnet18", 20, 0.5).layer4[1].conv2.weight.shape == (256, 256, 3, 3)
+
+
+def test_released_recipe_is_that_of_the_papers_code():
+    maxl = MAXL(nn.Linear(4, 2), [2, 3])
+    optimizer, generator_optimizer = RECIPES["released"].optimizers(maxl)
+    assert {name: optimizer.param_groups[0][name] for name in ("lr", "momentum", "weight_decay")} == {
+        "lr": 0.01,
+        "momentum": 0,
+        "weight_decay": 0,
+    }
+    assert generator_optimizer.param_groups[0]["lr"] == 1e-3
+    assert generator_optimizer.param_groups[0]["weight_decay"] == 5e-4
+    scheduler, rates = RECIPES["released"].scheduler(optimizer), []
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == [0.01] * 50 + [0.005] * 50 + [0.0025] * 50 + [0.00125] * 50
+
+
+def test_draft_recipe_takes_the_l1_term_from_the_generators_weights():
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Linear(4, 2), [2, 3])
+    _, optimizer = RECIPES["draft"].optimizers(maxl)
+    before = copy.deepcopy(dict(maxl.generator.named_parameters()))
+    grads = {name: torch.randn_like(parameter) for name, parameter in before.items()}
+    for name, parameter in maxl.generator.named_parameters():
+        parameter.grad = grads[name].clone()
+    optimizer.step()
+    for name, parameter in maxl.generator.named_parameters():
+        # d/dw of the L1 term, by hand: 5e-4 sign(w)
+        expected = before[name] - 1e-5 * (grads[name] + 5e-4 * before[name].sign())
+        torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-9)
+
+
+def test_cosine_falls_from_the_rate_to_next_to_nothing():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler, rates = replace(Recipe(), decay="cosine", epochs=4).scheduler(optimizer), []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.05 * (1 - math.sqrt(0.5))])
+
+
+def test_recipes_are_changed_by_name_and_kind():
+    found = Recipe().changed(lr="0.5", schedule="batch", epochs="7")
+    assert (found.lr, found.schedule, found.epochs) == (0.5, "batch", 7)
+    with pytest.raises(ValueError, match=r"`--set` must change settings .*found rate=1\. They are: epochs=200, "):
+        Recipe().changed(rate="1")
+    with pytest.raises(ValueError, match="found epochs=many"):
+        Recipe().changed(epochs="many")
+
+
+def test_operations_of_a_step_are_those_worked_by_hand():
+    """Three linear layers: the network's, the auxiliary head and the generator's; 2 N I O for each product."""
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 2)), [2, 3])
+    batch = torch.randn(10, 7), torch.randint(0, 2, (10,))
+    body, head, extra = 2 * 10 * 7 * 11, 2 * 10 * 11 * 2, 2 * 10 * 11 * 5
+    recipe = replace(Recipe(), schedule="batch")
+    # A forward pass, the weights' gradients, and the features' gradient.
+    single = operations_a_batch(maxl, recipe, SingleTask(), batch)
+    assert single == 2 * (body + head + extra) + head - extra
+    fixed = operations_a_batch(maxl, recipe, HumanLabels(torch.zeros(1)), (*batch, 2 * batch[1]))
+    assert fixed == 2 * body + 3 * head + 3 * extra
+
+
+def test_matrix_rate_is_positive_and_precision_is_put_back():
+    before = torch.backends.cuda.matmul.allow_tf32
+    assert matrix_rate("cpu", "float32", repeats=1) > 1e6
+    with arithmetic("cpu", "bf16"):
+        assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == torch.bfloat16
+    with arithmetic("cpu", "tf32"):
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+@pytest.mark.parametrize("protocol", ["released", "draft", "modern"])
+def test_all_sources_run_in_each_protocol(command, protocol, capsys):
+    assert command("--protocol", protocol, "--seeds", 0) == 0
+    capsys.readouterr()
+    found = [json.loads((command.out / f"{source}-0.json").read_text()) for source in SOURCES]
+    for source, result in zip(SOURCES, found):
+        assert result["source"] == result["label"] == source
+        assert len(result["epochs"]) == 2
+        accuracies = [record["test_accuracy"] for record in result["epochs"]]
+        assert result["accuracy"] == pytest.approx(sum(accuracies) / 2, abs=1e-5)
+        assert result["settings"]["recipe"]["schedule"] == RECIPES[protocol].schedule
+        assert result["images_per_second"] > 0
+        assert result["share_of_matrix_rate"] > 0
+        assert ("labels" in result) == (source in ("entropy", "maxl", "weighted"))
+        meta = "meta_loss" in result["epochs"][0]
+        assert meta == (source in ("maxl", "weighted"))
+    assert {"weight", "weight_sd"} <= set(found[-1]["labels"])
+    assert (command.out / "checkpoints" / "maxl-0.pt").exists()
+
+
+def test_networks_begin_alike_for_all_sources(folder, tmp_path):
+    learners = [run.learner_of(job(folder, tmp_path, source), [5] * 20) for source in ("single", "maxl", "human")]
+    for other in learners[1:]:
+        torch.testing.assert_close(other.state_dict(), learners[0].state_dict(), rtol=0, atol=0)
+
+
+def test_label_measures_are_those_worked_by_hand(folder, tmp_path):
+    class OneOfTwo(nn.Module):
+        """Half of the mass on each of the first two sub-classes."""
+
+        def forward(self, x, y):
+            labels = torch.zeros(len(y), 100)
+            labels[torch.arange(len(y)), 5 * y] = labels[torch.arange(len(y)), 5 * y + 1] = 0.5
+            return labels
+
+    one = job(folder, tmp_path)
+    split, levels = run.images_of(one), run.task(20, 100)
+    maxl = MAXL(network("vgg16", 20, 0.05), levels.psi, head="classifier", generator=OneOfTwo())
+    found = run.described_labels(maxl, split.train, levels, torch.device("cpu"))
+    assert found["entropy"] == pytest.approx(math.log(2), abs=1e-4)
+    assert found["mean_entropy"] == pytest.approx(math.log(40), abs=1e-4)
+    assert found["sub_classes"] == 20
+    # One of the five given classes, all alike: H(super-class) = log 20 is common, so 2 log 20 / (log 20 + log 100).
+    assert found["nmi"] == pytest.approx(2 * math.log(20) / (math.log(20) + math.log(100)), abs=1e-3)
+
+
+def test_processes_side_by_side_give_the_same_results(command, folder, tmp_path):
+    assert command("--sources", "single", "maxl", "--seeds", 0) == 0
+    # Spawned processes read all modules anew, and with them how many images there should be.
+    script = tmp_path / "patched.py"
+    script.write_text(
+        "import sys\n"
+        "from examples.cifar100 import data\n"
+        "from examples.cifar100.train import main\n"
+        "data.PER_CLASS.update(train=4, test=1)\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main())\n"
+    )
+    arguments = ["--data", folder, "--cache", tmp_path / "cache", "--out", tmp_path / "other", "--device", "cpu"]
+    arguments += [*SMALL, "--sources", "single", "maxl", "--seeds", 0, "--processes", 2]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "single-0: " in done.stdout
+    for name in ("single-0.json", "maxl-0.json"):
+        one, other = (json.loads((path / name).read_text()) for path in (command.out, tmp_path / "other"))
+        assert curve(one) == curve(other)
+
+
+def curve(result):
+    """All that a run has measured but for its seconds."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in result["epochs"]]
+
+
+def test_a_stopped_run_goes_on_to_the_result_of_an_uninterrupted_one(command, tmp_path, monkeypatch, capsys):
+    """The time limit is over in the middle of an epoch."""
+    common = ("--sources", "weighted", "--seeds", 0)
+    assert command(*common, "--out", tmp_path / "whole") == 0
+    steps, plain = [], MAXL.network_step
+
+    def counted(*arguments, **options):
+        steps.append(1)
+        return plain(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MAXL, "network_step", counted)
+        patched.setattr(clock, "monotonic", lambda: time.monotonic() + (1e6 if len(steps) >= 3 else 0))
+        assert command(*common, "--out", tmp_path / "stopped", "--time-limit", 60) == 0
+    printed = capsys.readouterr().out
+    assert "weighted-0: not finished within the time limit" in printed
+    assert "1 of 1 runs are not finished. Go on with the same command and --resume." in printed
+    assert command(*common, "--out", tmp_path / "stopped", "--resume") == 0
+    whole, stopped = (json.loads((tmp_path / name / "weighted-0.json").read_text()) for name in ("whole", "stopped"))
+    assert curve(stopped) == curve(whole)
+    assert stopped["labels"] == whole["labels"]
+
+
+def test_finished_runs_are_left_alone_on_resume(command, monkeypatch, capsys):
+    assert command("--sources", "single", "--seeds", 0) == 0
+    monkeypatch.setattr(train, "run", None)
+    assert command("--sources", "single", "--seeds", 0, "--resume") == 0
+
+
+def test_results_are_not_overwritten(command, capsys):
+    assert command("--sources", "single", "--seeds", 0) == 0
+    before = (command.out / "single-0.json").read_text()
+    assert command("--sources", "single", "--seeds", 0) == 1
+    error = capsys.readouterr().err
+    assert "single-0.json already. Pass --resume to go on with it, or another --out." in error
+    assert (command.out / "single-0.json").read_text() == before
+
+
+def test_results_of_other_settings_are_refused_with_what_differs(command, capsys):
+    assert command("--sources", "single", "--seeds", 0) == 0
+    assert command("--sources", "single", "--seeds", 0, "--resume", "--width", 0.06, "--set", "lr=0.5") == 1
+    error = capsys.readouterr().err
+    assert "of other settings: width 0.05 there, 0.06 here, lr 0.01 there, 0.5 here." in error
+
+
+def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(command, capsys):
+    assert command("--sources", "single", "--seeds", 0) == 0
+    (command.out / "single-0.json").unlink()
+    assert command("--sources", "single", "--seeds", 0, "--resume", "--width", 0.06) == 1
+    error = capsys.readouterr().err
+    assert "`checkpoint` must be of a run with the same settings" in error
+    assert "width" in error
+    assert "0.05" in error
+    assert "0.06" in error
+
+
+def test_too_little_memory_gets_what_it_needed_and_what_lowers_it(command, monkeypatch, capsys):
+    def exhausted(*arguments, **options):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB of which 3 is free"
+        )
+
+    monkeypatch.setattr(MAXL, "network_step", exhausted)
+    assert command("--sources", "single", "--seeds", 0) == 1
+    error = capsys.readouterr().err
+    assert "Tried to allocate 2.00 GiB" in error
+    assert "--micro-batches 2 needs less" in error
+
+
+def test_a_full_disk_gets_a_message_and_keeps_the_last_checkpoint(command, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "replace_file", full)
+    assert command("--sources", "single", "--seeds", 0) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "PER_CLASS", {"train": 4, "test": 1})
+    assert command("--sources", "single", "--seeds", 0, "--resume") == 0
+    assert len(json.loads((command.out / "single-0.json").read_text())["epochs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--label", "mine"), "`--label` needs a single source"),
+        (("--subset", 0), "`--subset` must be at least 1, found 0"),
+        (("--epochs", 0), "`--epochs` must be at least 1, found 0"),
+        (("--set", "rate=3"), "`--set` must change settings of the recipe"),
+        (("--primary", 100, "--auxiliary", 20), "`primary` and `auxiliary` must be two of the levels"),
+        (("--data", "/nowhere/at/all"), "`--data` must hold CIFAR-100, found no such folder"),
+    ],
+)
+def test_bad_arguments_get_a_message_and_a_status(command, arguments, message, capsys):
+    assert command(*arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_kmeans_without_scikit_learn_names_it(command, monkeypatch, capsys):
+    monkeypatch.setattr(train, "HAS_SCIKIT_LEARN", False)
+    assert command("--sources", "kmeans") == 1
+    assert "needs scikit-learn, which is missing. Run: pip install scikit-learn" in capsys.readouterr().err
+
+
+def made(label, seed, accuracy, **changes):
+    settings = {"label_source": label, "seed": seed, "width": 1, "recipe": {"lr": 0.1, "held_out": 0.0}}
+    settings["recipe"] |= changes
+    epochs = [{"test_accuracy": accuracy}] * 3
+    source = label.split("-")[0]
+    labels = (
+        {"labels": {"entropy": 1.0, "mean_entropy": 2.0, "sub_classes": 80, "nmi": 0.5}} if source == "maxl" else {}
+    )
+    return {
+        "label": label,
+        "source": source,
+        "seed": seed,
+        "accuracy": accuracy,
+        "seconds": 60.0,
+        "settings": settings,
+        "environment": {},
+        "epochs": epochs,
+        **labels,
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    runs = [made("single", seed, accuracy) for seed, accuracy in ((0, 0.5), (1, 0.6), (2, 0.7))]
+    runs += [made("maxl", seed, accuracy) for seed, accuracy in ((0, 0.52), (1, 0.61), (2, 0.73))]
+    runs += [made("entropy", seed, accuracy) for seed, accuracy in ((0, 0.51), (1, 0.6), (2, 0.72))]
+    runs += [made("maxl-apart", 1, 0.59, held_out=0.1)]
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for one in runs:
+        (folder / f"{one['label']}-{one['seed']}.json").write_text(json.dumps(one))
+    return folder
+
+
+def test_summary_is_the_one_worked_by_hand(results):
+    rows = {row["label"]: row for row in summarize.summary(summarize.read(results))}
+    assert list(rows) == ["single", "entropy", "maxl", "maxl-apart"]
+    assert rows["single"]["accuracy"] == pytest.approx([0.6, 0.1 / math.sqrt(3)], abs=1e-5)
+    assert rows["maxl"]["gain"] == pytest.approx([0.02, 0.01 / math.sqrt(3)], abs=1e-5)
+    assert rows["maxl"]["gain_over_control"] == pytest.approx([0.01, 0], abs=1e-5)
+    assert rows["maxl-apart"]["gain"][0] == pytest.approx(-0.01)
+    assert rows["maxl-apart"]["special"] == {"held_out": 0.1}
+    assert rows["single"]["gain"] is None
+
+
+def test_summarize_writes_table_json_and_figure(results, tmp_path, capsys):
+    assert summarize.main([str(results), "--out", str(tmp_path / "found")]) == 0
+    printed = capsys.readouterr().out
+    assert "| MAXL | 62.00 ± 6.08 % | +2.00 ± 0.58 pp | +1.00 ± 0.00 pp | 1.00 | 80 | 0.50 | 1.0 |" in printed
+    assert "| maxl-apart, held_out=0.1 | 59.00 % | -1.00 pp | -1.00 pp |" in printed
+    result = json.loads((tmp_path / "found.json").read_text())
+    assert summarize.table(result["summary"]) in printed
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summarize_names_a_file_that_is_no_result(results, tmp_path, capsys):
+    (results / "other.json").write_text("{}")
+    assert summarize.main([str(results)]) == 1
+    assert "other.json, which is none ('label'). Move it elsewhere." in capsys.readouterr().err
+    assert summarize.main([str(tmp_path / "none")]) == 1
+    assert "found none in" in capsys.readouterr().err
