@@ -12,6 +12,7 @@
 from .algorithm import AuxiliaryLabelGenerator
 from .derivatives import StepResult
 from .errors import NonFiniteError
+from .evaluation import evaluate
 from .hierarchy import Hierarchy
 from .history import History
 from .losses import entropy_loss, focal_loss, masked_softmax
@@ -19,7 +20,7 @@ from .maxl import MAXL
 from .model_check import ModelCheck, check_model
 from .networks import LabelGenerator, MultiTaskNetwork
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
-from .training import evaluate, fit
+from .training import fit
 
 __all__ = [
     "MAXL",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -54,27 +54,3 @@ def _on(device: torch.device, part: Any) -> Any:
         values = [_on(device, value) for value in part]
         return values if isinstance(part, list) else tuple(values)
     return part
-
-
-def cycle(loader: Iterable[Any]) -> Iterator[Any]:
-    """Goes through a loader again and again; raises ValueError if it is empty."""
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("`meta_loader` must yield at least one batch, found none. Check the dataset behind it.")
-
-
-def with_next(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Pairs each batch of a loader with the one after it, and the last with the first."""
-    first = previous = None
-    for batch in loader:
-        if previous is None:
-            first = batch
-        else:
-            yield previous, batch
-        previous = batch
-    if previous is not None:
-        yield previous, first

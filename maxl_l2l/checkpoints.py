@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from .files import replace_file
-from .passes import RandomState
 from .ranks import Ranks
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Stateful(Protocol):
@@ -30,45 +29,43 @@ class Checkpoint:
 
     Attributes:
         parts: Modules, optimizers and schedulers, by name.
-        generators: Random number generators of the data loaders; None for a loader without one.
-        devices: CUDA devices whose random state counts.
-        ranks: The processes of the run; rank 0 writes, with the random states of all.
+        ranks: The processes of the run; rank 0 writes, for all.
     """
 
     parts: Mapping[str, Stateful]
-    generators: Sequence[torch.Generator | None]
-    devices: Sequence[int]
     ranks: Ranks
 
-    def save(self, path: Path, progress: Mapping[str, Any]) -> None:
-        """Writes the state of all parts and the run's progress, plain data, replacing the file as a whole."""
-        random = RandomState(self.devices)
-        everyone = self.ranks.gathered(
-            {
-                "generators": [None if generator is None else generator.get_state() for generator in self.generators],
-                "cpu": random.cpu,
-                "devices": random.devices,
-            }
-        )
+    def save(self, path: Path, progress: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Writes the state of all parts and the run's progress, replacing the file as a whole.
+
+        Args:
+            path: The file.
+            progress: What all ranks have in common, plain data.
+            own: What each rank has of its own, tensors and plain data.
+
+        Raises:
+            OSError: The file can't be written; what stood there before is intact.
+        """
+        everyone = self.ranks.gathered(dict(own))
         if self.ranks.rank != 0:
             return
         content = {
             "format": FORMAT,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "random": everyone,
             "progress": dict(progress),
+            "ranks": everyone,
         }
         replace_file(path, lambda file: torch.save(content, file))
 
-    def restore(self, path: Path, device: torch.device) -> dict[str, Any]:
-        """Puts all parts back into the state that was saved and returns the progress.
+    def read(self, path: Path) -> dict[str, Any]:
+        """Returns what a file holds, for :meth:`restore`; changes nothing.
 
         Raises:
             OSError: The file can't be read.
             ValueError: It is no checkpoint, of another format, or of a run with other parts.
         """
         try:
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             assert isinstance(content, dict)
         except OSError:
             raise
@@ -84,14 +81,29 @@ class Checkpoint:
                 f"{content.get('format')} with {', '.join(found) or 'nothing'} in {path}. "
                 "Name another file, or pass the optimizers and schedulers that the run had."
             )
+        return content
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Puts all parts back into the state that was saved."""
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
-        random = content["random"][self.ranks.rank % len(content["random"])]
-        for generator, state in zip(self.generators, random["generators"]):
-            if generator is not None and state is not None:
-                generator.set_state(state.cpu())
-        torch.set_rng_state(random["cpu"].cpu())
-        for number, state in random["devices"].items():
-            torch.cuda.set_rng_state(state.cpu(), number)
-        progress: dict[str, Any] = content["progress"]
-        return progress
+
+
+def unwritten(path: Path, error: OSError, former: str | None) -> OSError:
+    """Returns the system's error with what it means for the run.
+
+    Args:
+        path: The checkpoint that could not be written.
+        error: Why.
+        former: What this run has saved there before, in words; None for nothing.
+    """
+    if former is not None:
+        kept = f"The former checkpoint, of {former}, is intact: make room and go on with resume=True"
+    else:
+        kept = "What was there before is intact" if path.exists() else "There is no checkpoint yet"
+        kept += ": make room or name another file, and begin again"
+    message = (
+        f"`checkpoint` must be a file that can be written, found that {path} can't: {error.strerror or error}. "
+        f"{kept}; the learner holds what it has learned."
+    )
+    return OSError(message) if error.errno is None else OSError(error.errno, message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,17 +18,34 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
         write: Called with a binary file to write to.
 
     Raises:
-        OSError: The file can't be written; the old one is intact.
+        OSError: The file can't be written; the old one is intact. This is the system's own error, whatever a library
+            that writes has made of it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    disk = _Disk(handle, "wb")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with io.BufferedWriter(disk) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if disk.error is not None and not isinstance(error, OSError):
+            raise disk.error from error
         raise
+
+
+class _Disk(io.FileIO):
+    """A file that keeps the error of a write that failed: torch.save raises a RuntimeError in its place."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise

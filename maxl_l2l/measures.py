@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from .derivatives import StepResult
 from .ranks import Ranks
 
 
@@ -60,3 +65,66 @@ class Usage:
     def values(self) -> dict[str, int]:
         """Returns ``sub_classes``, how many were used; nothing if there were no labels."""
         return {"sub_classes": len(self.used)} if self.used else {}
+
+
+class Measured:
+    """What an epoch under way has measured so far.
+
+    Attributes:
+        steps: How many steps have been taken.
+        skipped: How many of them were skipped by a gradient scaler.
+    """
+
+    def __init__(self) -> None:
+        self.means, self.usage = Means(), Usage()
+        self.steps = self.skipped = 0
+        self.begun = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long the epoch has taken."""
+        return time.perf_counter() - self.begun
+
+    def add(self, result: StepResult, y: Tensor, trains_network: bool) -> None:
+        """Adds a step on a batch with classes y; what is measured of the network counts if it was trained."""
+        count = len(y)
+        self.steps += 1
+        self.skipped += result.skipped
+        if trains_network:
+            self.means.add("primary_loss", result.primary_loss, count)
+            self.means.add("auxiliary_loss", result.auxiliary_loss, count)
+            if result.outputs is not None:
+                self.means.add("accuracy", accuracy(result.outputs, y), count)
+            self.usage.add(result.targets)
+        self.means.add("meta_loss", result.meta_loss, count)
+        self.means.add("regularizer", result.regularizer, count)
+
+    def join(self, ranks: Ranks) -> None:
+        """Adds what the other ranks have measured."""
+        self.means.join(ranks)
+        self.usage.join(ranks)
+
+    def values(self) -> dict[str, float]:
+        """Returns the means so far and the auxiliary classes in use, by name."""
+        return {**self.means.values(), **self.usage.values()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain data from which the sums go on to the last digit."""
+        sums = {name: total.cpu() if isinstance(total, Tensor) else total for name, total in self.means.sums.items()}
+        return {
+            "sums": sums,
+            "counts": dict(self.means.counts),
+            "used": sorted(self.usage.used),
+            "steps": self.steps,
+            "skipped": int(self.skipped),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Goes on from what was saved."""
+        self.means.sums = {
+            name: total.to(device) if isinstance(total, Tensor) else total for name, total in state["sums"].items()
+        }
+        self.means.counts, self.usage.used = dict(state["counts"]), set(state["used"])
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.begun = time.perf_counter() - state["seconds"]

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from .extras import missing
-from .measures import Means, Usage
+from .measures import Measured
 
 try:
     from tqdm import tqdm
@@ -38,13 +38,13 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def advance(self, means: Means, usage: Usage) -> None:
+    def advance(self, measured: Measured) -> None:
         """Counts a batch, and now and then shows the means so far."""
         if self.bar is not None:
             self.bar.update()
             # Reading the means waits for the device, so not at every batch.
             if time.perf_counter() > self.shown + 1:
-                self.show({**means.values(), **usage.values()})
+                self.show(measured.values())
 
     def show(self, record: dict[str, Any]) -> None:
         """Shows a record."""

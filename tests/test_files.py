@@ -1,6 +1,11 @@
 """Files that are whole or not there."""
 
+import errno
+import os
+import tempfile
+
 import pytest
+import torch
 
 from maxl_l2l.files import replace_file
 
@@ -40,3 +45,51 @@ def test_old_file_stays_until_the_new_one_is_whole(tmp_path):
     assert seen == [b"old"]
     assert path.read_bytes() == b"new"
     assert path.stat().st_ino != inode  # moved into place, not written over
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.write(b"little"),
+        lambda file: file.write(bytes(10**6)),
+        lambda file: torch.save({"tensor": torch.zeros(2)}, file),
+        lambda file: torch.save({"tensor": torch.zeros(10**6)}, file),  # torch raises a RuntimeError of its own
+    ],
+)
+def test_full_disk_is_the_systems_error_and_leaves_the_old_file_and_no_other(write, monkeypatch, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    make = tempfile.mkstemp
+
+    def full(*args, **kwargs):
+        handle, name = make(*args, **kwargs)
+        os.close(handle)
+        return os.open("/dev/full", os.O_WRONLY), name
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        replace_file(path, write)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_disk_that_fills_up_on_the_way_is_the_systems_error_too(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            replace_file(tmp_path / "file", lambda file: torch.save({"tensor": torch.zeros(10**6)}, file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert isinstance(caught.value.__cause__, RuntimeError)  # that of torch
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_error_that_is_not_the_disks_is_left_as_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        replace_file(tmp_path / "file", lambda file: file.write(b"1" * (1 // 0)))
+    assert list(tmp_path.iterdir()) == []

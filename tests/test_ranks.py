@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from pool import Pool
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+import maxl_l2l.clock
 import maxl_l2l.ranks
 from benchmarks.ranks import measure, table
-from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, RandomLabels, evaluate, fit
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError, RandomLabels, evaluate, fit
 from maxl_l2l.ranks import Ranks, buckets
 from maxl_l2l.reduction import Reduction
 
@@ -857,6 +859,89 @@ def test_resume_gives_each_rank_its_own_random_states(pool, tmp_path):
     whole, _ = pool.run(own_orders, tmp_path / "whole.pt", None)
     resumed, _ = pool.run(own_orders, tmp_path / "part.pt", 2)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def own_clocks(rank, path, quick, hours):
+    """A run of 4 epochs of 2 steps, as above; a step takes an hour by one rank's clock, the other's stands still."""
+    torch.manual_seed(rank)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)), PSI).double()
+    maxl.distribute()
+    data = TensorDataset(*batches("mlp", rank))
+    loader = DataLoader(data, batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(rank))
+    steps, take = [], maxl.step
+    maxl.step = lambda *args, **kwargs: steps.append(1) or take(*args, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maxl_l2l.clock, "monotonic", lambda: 3600 * (rank == quick) * len(steps))
+        times = {"time_limit": 60 * hours, "checkpoint_minutes": 1e9}
+        return len(fit(maxl, loader, 4, progress=False, checkpoint=path, **times))
+
+
+@pytest.mark.parametrize(
+    ("quick", "hours", "epochs"), [(0, 5.9, 1), (0, 6, 2), (0, 9, 3), (0, 0.1, 1), (1, 0.1, 4), (0, 20, 4)]
+)
+def test_ranks_stop_together_at_the_end_of_an_epoch_by_rank_0s_clock(pool, tmp_path, quick, hours, epochs):
+    whole, _ = pool.run(own_orders, tmp_path / "whole.pt", None)
+    assert pool.run(own_clocks, tmp_path / "part.pt", quick, hours) == [epochs] * 2
+    content = torch.load(tmp_path / "part.pt", weights_only=True)
+    assert len(content["progress"]["history"]["epochs"]) == epochs
+    resumed, _ = pool.run(own_orders, tmp_path / "part.pt", None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def spoiled_once(rank, path, spoiled):
+    """A run whose third batch of the second epoch is not finite, if spoiled."""
+    torch.manual_seed(rank)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)), PSI).double()
+    maxl.distribute()
+    x, y = batches("mlp", rank)
+    passes = itertools.count(1)
+
+    class Data(list):
+        def __iter__(self):
+            bad = torch.nan if spoiled and rank == 1 and next(passes) == 2 else 1
+            return iter([(x[:4], y[:4]), (x[4:7], y[4:7]), (bad * x[7:], y[7:])])
+
+    try:
+        history = fit(maxl, Data([0, 0, 0]), 3, progress=False, checkpoint=path, resume=True)
+    except NonFiniteError:
+        return None
+    return history["primary_loss"], state(maxl)
+
+
+def test_ranks_go_on_from_before_the_step_that_was_not_finite(pool, tmp_path):
+    whole = pool.run(spoiled_once, tmp_path / "whole.pt", False)
+    assert pool.run(spoiled_once, tmp_path / "run.pt", True) == [None, None]
+    resumed = pool.run(spoiled_once, tmp_path / "run.pt.stopped", False)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_place_inside_an_epoch_is_of_as_many_processes(pool, tmp_path):
+    pool.run(spoiled_once, tmp_path / "run.pt", True)
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)), PSI).double()
+    with pytest.raises(ValueError, match=r"as many processes as there are, 1, if .* found one of 2 in .*stopped"):
+        fit(maxl, [batches("mlp", 0)], 3, progress=False, checkpoint=tmp_path / "run.pt.stopped", resume=True)
+
+
+def full_disk(rank, path):
+    maxl, x, y, _ = ready(rank)
+    make = tempfile.mkstemp
+
+    def mkstemp(*args, **kwargs):
+        handle, name = make(*args, **kwargs)
+        os.close(handle)
+        return os.open("/dev/full", os.O_WRONLY), name
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", mkstemp)
+        fit(maxl, [(x, y)], 2, progress=False, checkpoint=path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_ranks_are_told_when_the_checkpoint_can_not_be_written(pool, tmp_path):
+    (_, first), (_, second) = pool.attempt(full_disk, tmp_path / "run.pt")
+    assert first.startswith("OSError: [Errno 28] `checkpoint` must be a file that can be written")
+    assert second.startswith("RankError: rank 0 stopped: OSError: [Errno 28] `checkpoint` must be a file that can be")
 
 
 def copies(rank):

@@ -287,13 +287,13 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path):
 def test_checkpoint_loads_as_plain_tensors(tmp_path):
     run(1, tmp_path / "run.pt")
     state = torch.load(tmp_path / "run.pt", weights_only=True)
-    assert state["format"] == 2
+    assert state["format"] == 3
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_foreign_checkpoint_is_refused(tmp_path):
     torch.save({"format": 99}, tmp_path / "run.pt")
-    with pytest.raises(ValueError, match=r"`checkpoint` must be of format 2.*found format 99 with nothing in .*run.pt"):
+    with pytest.raises(ValueError, match=r"`checkpoint` must be of format 3.*found format 99 with nothing in .*run.pt"):
         run(1, tmp_path / "run.pt", resume=True)
 
 

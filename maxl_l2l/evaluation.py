@@ -1,0 +1,57 @@
+"""Evaluation: what a model does on data that it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .algorithm import AuxiliaryLabelGenerator
+from .batches import moved
+from .calls import logits_of
+from .measures import Means, accuracy
+
+
+def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, float]:
+    """Evaluates the model on data that it is not trained on, in evaluation mode.
+
+    Args:
+        maxl: The learner; its training mode is restored.
+        loader: Batches ``(x, y)``.
+
+    Returns:
+        ``loss``, the mean primary loss over samples, and ``accuracy``, a fraction, if y holds class indices.
+
+    After ``maxl.distribute()`` all ranks call it, each with its part of the data, of any size; the result is that of
+    all samples.
+
+    Raises:
+        ValueError: loader is empty.
+    """
+    modes = {module: module.training for module in maxl.modules()}
+    device = device_of(maxl)
+    totals = Means()
+    maxl.eval()
+    try:
+        with torch.no_grad(), maxl.ranks.call("evaluate"):
+            for batch in loader:
+                x, y = moved(batch, device)[:2]
+                maxl.check_batch(x, y)
+                outputs = logits_of(maxl(x))
+                totals.add("loss", maxl.objective.primary(outputs, y), len(y))
+                totals.add("accuracy", accuracy(outputs, y), len(y))
+            maxl.ranks.totals("a loader")
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    totals.join(maxl.ranks)
+    found = totals.values()
+    if not found:
+        raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+    return found
+
+
+def device_of(maxl: AuxiliaryLabelGenerator) -> torch.device:
+    """Returns the device that batches go to."""
+    return next(maxl.parameters()).device

@@ -1,0 +1,286 @@
+"""A run: what is trained, on what, and where it stands; epochs, and what is kept of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .algorithm import AuxiliaryLabelGenerator
+from .batches import length, moved, set_epoch
+from .checkpoints import Checkpoint, unwritten
+from .clock import Clock
+from .errors import NonFiniteError
+from .evaluation import device_of, evaluate
+from .history import History
+from .measures import Measured
+from .passes import cuda_devices
+from .progress import Bar
+from .replay import Pairs, RandomNumbers
+from .schedules import Step, stages
+from .settings import check_same_settings
+from .sources import LabelSource
+
+
+@dataclass
+class Run:
+    """A training run: what it works on, where it stands.
+
+    Attributes:
+        measured: What the epoch under way has measured; None between epochs.
+        pairs: The data of the stage under way.
+        stage: Its number.
+        inside: Where to go on inside an epoch, from a checkpoint.
+        saved: What the checkpoint in the file holds, in words.
+    """
+
+    maxl: AuxiliaryLabelGenerator
+    loader: Iterable[Any]
+    meta_loader: Iterable[Any] | str | None
+    test_loader: Iterable[Any] | None
+    optimizer: Optimizer
+    generator_optimizer: Optimizer
+    schedulers: list[LRScheduler]
+    source: LabelSource
+    schedule: str
+    meta_every: int
+    options: dict[str, Any]
+    checkpoint: Path | None
+    history: History
+    clock: Clock
+    steps: int = 0
+    measured: Measured | None = None
+    pairs: Pairs | None = None
+    stage: int = 0
+    inside: dict[str, Any] | None = None
+    saved: str | None = None
+
+    def __post_init__(self) -> None:
+        self.numbers = RandomNumbers(cuda_devices(self.maxl), (self.loader, self.meta_loader, self.test_loader))
+
+    def start(self, epochs: int, resume: bool) -> None:
+        """Goes to where the checkpoint is, if that is wanted and there is one, and meets the other ranks there."""
+        with self.maxl.ranks.call("fit"):
+            if resume and self.checkpoint is not None and self.checkpoint.exists():
+                self.restore(self.checkpoint)
+            self.maxl.ranks.totals("a run")
+        self.maxl.ranks.check_same({"epochs": epochs, **self.common()}, "fit")
+
+    def train(self, epochs: int, progress: bool) -> None:
+        """Trains until so many epochs are done or time is up."""
+        if not (self.maxl.training and self.maxl.module.training):
+            self.maxl.train()
+        with self.bar(epochs, progress) as bar:
+            self.clock.start_step()
+            while len(self.history) < epochs:
+                try:
+                    record = self.epoch(bar)
+                except NonFiniteError as error:
+                    raise self.stopped(error) from error
+                if record is None:
+                    break
+                self.history.epochs.append(record)
+                bar.show(record)
+                self.clock.end_step()
+                if self.stops(due=self.clock.checkpoint_minutes is None or len(self.history) == epochs):
+                    break
+
+    def bar(self, epochs: int, progress: bool) -> Bar:
+        """A progress bar that stands where the run does."""
+        batches, stages = length(self.loader), len(self.stages())
+        initial = len(self.history) * stages * (batches or 0)
+        if self.inside is not None:
+            initial += self.inside["stage"] * (batches or 0) + self.inside["place"]["done"]
+        total = None if batches is None else epochs * stages * batches
+        return Bar(progress and self.maxl.ranks.rank == 0, total, initial)
+
+    def epoch(self, bar: Bar) -> dict[str, Any] | None:
+        """Trains for an epoch, or what is left of it, and returns its record; None if time was up inside it."""
+        inside, self.inside = self.inside or {"stage": 0, "place": None, "measured": None}, None
+        set_epoch(self.loader, len(self.history))
+        self.measured, place = Measured(), inside["place"]
+        if inside["measured"] is not None:
+            self.measured.load_state_dict(inside["measured"], device_of(self.maxl))
+        stages = self.stages()
+        for self.stage in range(inside["stage"], len(stages)):
+            if not self.went_over(stages[self.stage], place, self.measured, bar):
+                return None
+            place = None
+        if self.measured.steps == 0:
+            raise ValueError(
+                f"`loader` must yield at least one batch in each epoch, found none in epoch {len(self.history) + 1}. "
+                "Check the dataset behind it; an iterator that is used up is not a loader."
+            )
+        self.pairs = None  # and with it the loaders' workers, before evaluation begins
+        record = self.record(self.measured)
+        self.measured = None
+        return record
+
+    def went_over(self, step: Step, place: dict[str, Any] | None, measured: Measured, bar: Bar) -> bool:
+        """Goes over the data once, from a place on, and takes steps; returns False if time was up before the end."""
+        last = self.stage == len(self.stages()) - 1
+        self.pairs = Pairs(self.loader, self.meta_loader if last else None, self.numbers)
+        for batch, meta_batch in self.batches(self.pairs, place):
+            with self.maxl.ranks.call("fit"):
+                result = step(batch, meta_batch, self.pairs.done % self.meta_every == 0)
+            if result is not None:
+                self.steps += 1
+                measured.add(result, batch[1], trains_network=self.stage == 0)
+            self.pairs.mark()
+            bar.advance(measured)
+            if self.maxl.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
+                self.clock.end_step()
+                if self.stops():
+                    return False
+        return True
+
+    def batches(self, pairs: Pairs, place: dict[str, Any] | None) -> Iterator[tuple[Any, Any]]:
+        """Yields batches and meta batches on the learner's device."""
+        device = device_of(self.maxl)
+        if place is not None:
+            with self.maxl.ranks.call("a data loader"):
+                pairs.go_to(place)
+            self.clock.start_step()
+        while True:
+            with self.maxl.ranks.call("a data loader"):  # the others are told if it raises
+                pair = pairs.next()
+                if pair is not None:
+                    batch, meta_batch = pair
+                    pair = moved(batch, device), None if meta_batch is None else moved(meta_batch, device)[:2]
+            if pair is None:
+                break
+            yield pair
+        self.maxl.end_epoch()
+
+    def stages(self) -> list[Step]:
+        """What is done with each batch of an epoch."""
+        return stages(self.maxl, self.source, self.schedule, self.optimizer, self.generator_optimizer, self.options)
+
+    def record(self, measured: Measured) -> dict[str, Any]:
+        """Ends an epoch: joins what was measured, steps the schedulers, evaluates."""
+        measured.join(self.maxl.ranks)
+        record: dict[str, Any] = {"epoch": len(self.history) + 1, **measured.values()}
+        record["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        if "scaler" in self.options:
+            record["skipped"] = measured.skipped
+        with warnings.catch_warnings():
+            # The optimizer's steps may have been taken by the run that this one goes on from.
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
+            for scheduler in self.schedulers:
+                scheduler.step()
+        if self.test_loader is not None:
+            found = evaluate(self.maxl, self.test_loader)
+            record |= {f"test_{name}": value for name, value in found.items()}
+        return record | {"seconds": round(measured.seconds, 3)}
+
+    def stops(self, due: bool = False) -> bool:
+        """Returns whether to stop here; saves before that, and if a checkpoint is due by the clock or anyway."""
+        stop, due = self.clock.time_is_up(), due or self.clock.checkpoint_is_due()
+        if self.clock.is_set:
+            stop, due = self.maxl.ranks.gathered((stop, due))[0]
+        if self.checkpoint is not None and (stop or due):
+            self.save_checkpoint(self.checkpoint)
+        return stop
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Writes the checkpoint; raises OSError, with what is left to go on from, if that fails."""
+        with self.maxl.ranks.call("fit"):
+            try:
+                with self.clock.saving():
+                    self.save(path)
+            except OSError as error:
+                raise unwritten(path, error, self.saved) from error
+        self.saved = self.where()
+        self.maxl.end_epoch()  # the other ranks may look for the file from here on
+
+    def stopped(self, error: NonFiniteError) -> NonFiniteError:
+        """Saves what was learned before the error and returns it with the place where it happened."""
+        where = f"stopped at step {self.steps + 1} (epoch {len(self.history) + 1})"
+        kept = "Pass checkpoint= to save a run; the learner holds the parameters before this step."
+        if self.checkpoint is not None:
+            last_good = self.checkpoint.with_name(f"{self.checkpoint.name}.stopped")
+            last = self.checkpoint if self.checkpoint.exists() else "none yet"
+            kept = f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
+            try:
+                self.save(last_good)
+            except OSError as failure:
+                kept = f"The last checkpoint is {last}; {last_good} could not be written: {failure}."
+            self.maxl.end_epoch()  # no process ends before the file is written
+        return NonFiniteError(error.term, f"{where}: {error} {kept}", self.history)
+
+    @property
+    def is_inside_an_epoch(self) -> bool:
+        """Whether an epoch has been begun and not ended, by this run or the one that it goes on from."""
+        return self.measured is not None or self.inside is not None
+
+    def where(self) -> str:
+        """Where the run stands, in words."""
+        number = len(self.history)
+        return f"a place inside epoch {number + 1}" if self.is_inside_an_epoch else f"epoch {number}"
+
+    def common(self) -> dict[str, Any]:
+        """What all ranks must have in common before the first step."""
+        return {
+            "the number of epochs done": len(self.history),
+            "the number of batches done": 0 if self.inside is None else self.inside["place"]["done"],
+            "schedule": self.schedule,
+            "meta_every": self.meta_every,
+            "source": type(self.source).__name__,
+            "checkpoint": self.given(self.checkpoint),
+            "meta_loader": self.given(self.meta_loader),
+            "test_loader": self.given(self.test_loader),
+            "checkpoint_minutes": self.clock.checkpoint_minutes,
+            "time_limit": self.given(self.clock.time_limit),
+        }
+
+    @staticmethod
+    def given(argument: Any) -> str:
+        """Whether there is an argument, in a word."""
+        return "missing" if argument is None else "given"
+
+    def save(self, path: Path) -> None:
+        """Saves the run as it was at the last step boundary."""
+        if self.measured is None or self.pairs is None:
+            own: dict[str, Any] = {"inside": None, "random": self.numbers.state()}
+        else:
+            measured = self.measured.state_dict()
+            own = {"inside": {"stage": self.stage, "place": self.pairs.place, "measured": measured}}
+        self.parts().save(path, {"history": vars(self.history), "steps": self.steps}, own)
+
+    def restore(self, path: Path) -> None:
+        """Goes to where another run was saved; changes nothing if that was not one of the same settings."""
+        parts = self.parts()
+        content = parts.read(path)
+        progress, ranks = content["progress"], content["ranks"]
+        check_same_settings(progress["history"]["settings"], self.history.settings, path)
+        if ranks[0]["inside"] is not None and len(ranks) != self.maxl.ranks.size:
+            raise ValueError(
+                f"`checkpoint` must be of as many processes as there are, {self.maxl.ranks.size}, if it was saved "
+                f"inside an epoch, found one of {len(ranks)} in {path}. Start that many."
+            )
+        own = ranks[self.maxl.ranks.rank % len(ranks)]
+        parts.restore(content)
+        self.history.epochs, self.steps = progress["history"]["epochs"], progress["steps"]
+        self.inside = own["inside"]
+        self.saved = self.where()
+        if self.inside is None:
+            self.numbers.restore(own["random"])
+
+    def parts(self) -> Checkpoint:
+        """What has a state."""
+        return Checkpoint(
+            {
+                "maxl": self.maxl,
+                "experience": self.maxl.experience,
+                "optimizer": self.optimizer,
+                "generator_optimizer": self.generator_optimizer,
+                **{name: self.options[name] for name in ("scaler",) if name in self.options},
+                **{f"scheduler {number}": scheduler for number, scheduler in enumerate(self.schedulers)},
+            },
+            self.maxl.ranks,
+        )
