@@ -101,7 +101,7 @@ RECIPES = {
     "modern": Recipe(
         schedule="batch",
         decay="cosine",
-        lr=0.05,
+        lr=0.1,
         momentum=0.9,
         weight_decay=5e-4,
         generator="adam",
