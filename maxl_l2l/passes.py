@@ -96,14 +96,11 @@ def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def write_buffers(moved: Iterable[tuple[nn.Module, Mapping[str, Tensor]]]) -> None:
     """Copies values into modules' buffers, by name; one that a pass has registered is where it belongs already."""
     for module, values in moved:
-        for name, buffer in module.named_buffers():
-            value = values.get(name)
-            if value is None:
-                continue
-            if value.shape == buffer.shape:
-                buffer.detach().copy_(value)
-            else:  # it has grown
+        pairs = [(buffer, values[name]) for name, buffer in module.named_buffers() if name in values]
+        for buffer, value in pairs:
+            if value.shape != buffer.shape:  # it has grown
                 buffer.data = value.to(buffer)
+        copy_all((buffer.detach(), value) for buffer, value in pairs if value.shape == buffer.shape)
 
 
 def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +110,27 @@ def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
 
 def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a copy of each tensor."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+    copies = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+    copy_all((copies[name], tensor) for name, tensor in tensors.items())
+    return copies
+
+
+def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copies into each pair's first tensor; those of a kind together, so that a GPU needs one kernel for many."""
+    kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in pairs:
+        kind = target.dtype, source.dtype, target.device, target.layout
+        targets, sources = kinds.setdefault(kind, ([], []))
+        targets.append(target)
+        sources.append(source)
+    for targets, sources in kinds.values():
+        if targets[0].layout == torch.strided:
+            torch._foreach_copy_(targets, sources)
+        else:
+            for target, source in zip(targets, sources):
+                target.copy_(source)
 
 
 def cuda_devices(module: nn.Module) -> list[int]:

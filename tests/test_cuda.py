@@ -8,7 +8,11 @@ from recurrent import Recurrent
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from examples.cifar100.arithmetic import PRECISIONS, matrix_rate
+from examples.cifar100.data import Batches, Images
+from examples.cifar100.networks import network
 from maxl_l2l import MAXL, HumanLabels, fit
+from maxl_l2l.passes import clones, write_buffers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -137,3 +141,55 @@ def test_fit_moves_batches_to_the_learners_device(tmp_path):
     fit(maxl, loader, 1, source=source, seed=0, progress=False, checkpoint=tmp_path / "run.pt")
     history = fit(maxl, loader, 2, seed=0, progress=False, checkpoint=tmp_path / "run.pt", resume=True)
     assert len(history) == 2
+
+
+def test_buffers_are_copied_as_one_by_one():
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(5)).cuda()
+    for number, buffer in enumerate(module.buffers()):
+        buffer.fill_(number)
+    copies = clones(dict(module.named_buffers()))
+    assert [float(copy.flatten()[0]) for copy in copies.values()] == [0, 1, 2, 3, 4, 5]
+    for value in copies.values():
+        value.add_(1)
+    assert float(module[0].running_mean[0]) == 0
+    write_buffers([(module, copies)])
+    assert [float(buffer.flatten()[0]) for buffer in module.buffers()] == [1, 2, 3, 4, 5, 6]
+
+
+def images(number=400):
+    numbers = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (number, 32, 32, 3), generator=numbers, dtype=torch.uint8)
+    return Images(pixels, torch.arange(number) % 100)
+
+
+def test_images_are_normalised_on_the_gpu_as_on_the_cpu():
+    found = [next(iter(Batches(images(), [torch.arange(400)], 64, torch.device(device)))) for device in ("cpu", "cuda")]
+    assert found[1][0].is_cuda
+    torch.testing.assert_close(found[1][0].cpu(), found[0][0])
+    assert torch.equal(found[1][1].cpu(), found[0][1])
+
+
+def test_run_stopped_inside_an_epoch_goes_on_to_the_same_result_on_the_gpu(tmp_path, monkeypatch):
+    """With images cut on the device by a generator there, as in the CIFAR-100 experiment."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+    def trained(path, **options):
+        torch.manual_seed(0)
+        maxl = MAXL(network("vgg16", 20, 0.1), [5] * 20, head="classifier").cuda()
+        loader = Batches(images(), [torch.arange(400) % 20], 100, torch.device("cuda"), seed=1)
+        history = fit(maxl, loader, 2, schedule="epoch", seed=0, progress=False, checkpoint=path, **options)
+        return maxl.state_dict(), [{**record, "seconds": 0} for record in history.epochs]
+
+    whole = trained(tmp_path / "whole.pt")
+    for _ in range(20):  # a batch at a time, as the limit is over at once; there are 16
+        found = trained(tmp_path / "parts.pt", resume=True, time_limit=1e-9)
+    torch.testing.assert_close(found[0], whole[0], rtol=1e-5, atol=1e-7)
+    assert len(found[1]) == 2
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_operations_and_rate_are_measured(precision):
+    rate = matrix_rate("cuda", precision, repeats=3)
+    assert rate > 1e12
