@@ -19,7 +19,7 @@ from torch import nn
 
 from examples.cifar100 import data, run, summarize, train
 from examples.cifar100.arithmetic import arithmetic, matrix_rate, operations_a_batch
-from examples.cifar100.levels import FINE
+from examples.cifar100.levels import FINE, PAIRS
 from examples.cifar100.networks import HEADS, network
 from examples.cifar100.recipes import RECIPES, Recipe
 from examples.cifar100.run import SOURCES, Job
@@ -193,6 +193,15 @@ def test_all_sources_run_in_each_protocol(command, protocol, capsys):
         assert meta == (source in ("maxl", "weighted"))
     assert {"weight", "weight_sd"} <= set(found[-1]["labels"])
     assert (command.out / "checkpoints" / "maxl-0.pt").exists()
+
+
+@pytest.mark.parametrize(("primary", "auxiliary"), PAIRS)
+def test_every_pair_of_levels_trains(command, primary, auxiliary):
+    levels = ("--primary", primary, "--auxiliary", auxiliary)
+    assert command(*levels, "--sources", "human", "maxl", "--seeds", 0, "--epochs", 1, "--protocol", "modern") == 0
+    result = json.loads((command.out / "maxl-0.json").read_text())
+    assert result["labels"]["mean_entropy"] <= math.log(auxiliary) + 1e-4
+    assert result["epochs"][0]["primary_loss"] == pytest.approx(math.log(primary), rel=0.5)
 
 
 def test_networks_begin_alike_for_all_sources(folder, tmp_path):
@@ -416,3 +425,9 @@ def test_summarize_names_a_file_that_is_no_result(results, tmp_path, capsys):
     assert "other.json, which is none ('label'). Move it elsewhere." in capsys.readouterr().err
     assert summarize.main([str(tmp_path / "none")]) == 1
     assert "found none in" in capsys.readouterr().err
+
+
+def test_page_shows_the_table_that_was_measured():
+    page = (ROOT / "docs" / "cifar100.md").read_text()
+    rows = json.loads((ROOT / "docs" / "cifar100-small.json").read_text())["summary"]
+    assert f"<!-- table -->\n{summarize.table(rows)}\n<!-- /table -->" in page

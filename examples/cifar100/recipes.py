@@ -105,6 +105,7 @@ RECIPES = {
         momentum=0.9,
         weight_decay=5e-4,
         generator="adam",
+        generator_lr=0.01,
         generator_weight_decay=0.0,
     ),
 }

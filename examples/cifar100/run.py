@@ -51,6 +51,8 @@ SOURCES: dict[str, Callable[[int, Tensor], LabelSource]] = {
 }
 """The label sources, made of a seed and the given labels. The generator of the last one gives weights, too."""
 
+OF_ALL = ("epochs", "batch_size", "schedule", "held_out", "decay", "lr", "momentum", "weight_decay", "gamma")
+"""Settings of a recipe that matter to every source; the others are those of the generator."""
 LAST = 5
 """A run's accuracy is the mean over as many last epochs."""
 TEST_BATCH = 500
@@ -117,14 +119,15 @@ class Job:
         return self.out / "checkpoints" / f"{self.name}.pt"
 
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on, as plain data."""
+        """All that the result depends on, as plain data; nothing of the generator where there is none to train."""
+        has_generator = self.source in ("entropy", "maxl", "weighted")
         names = ("primary", "auxiliary", "network", "width", "subset", "precision", "channels_last", "compile")
         return {
             "label_source": self.source,
             "seed": self.seed,
             **{name: getattr(self, name) for name in names},
             "micro_batches": self.micro_batches,
-            "recipe": asdict(self.recipe),
+            "recipe": {name: value for name, value in asdict(self.recipe).items() if has_generator or name in OF_ALL},
         }
 
 

@@ -40,7 +40,7 @@ COLUMNS = (
     "Minutes a run",
 )
 NEEDED = ("label", "source", "seed", "accuracy", "seconds", "settings", "environment", "epochs")
-OWN = ("label_source", "seed")  # settings in which runs of a table differ by nature
+OWN = ("label_source", "seed")
 SINGLE, CONTROL = "single", "entropy"
 
 
@@ -73,7 +73,10 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_label: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
         by_label.setdefault(run["label"], {})[run["seed"]] = run
-    usual = next(iter(by_label.get(SINGLE, next(iter(by_label.values()))).values()))["settings"]
+    usual: dict[str, Any] = {}
+    for run in runs:
+        if run["label"] == run["source"]:
+            usual = flat(run["settings"]) | usual
     rows = []
     for label, found in by_label.items():
         first = next(iter(found.values()))
@@ -90,17 +93,15 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [run["labels"][name] for run in found.values() if name in run.get("labels", {})]
             row[name] = round(statistics.mean(values), 4) if values else None
         row["minutes"] = round(statistics.mean(run["seconds"] for run in found.values()) / 60, 2)
-        row["special"] = special(first["settings"], usual)
+        row["special"] = {name: v for name, v in flat(first["settings"]).items() if name in usual and v != usual[name]}
         rows.append(row)
     return rows
 
 
-def special(settings: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """The settings in which a row differs from the single task's, the label source aside."""
-    found, compared = ({**one, **one["recipe"]} for one in (settings, usual))
-    return {
-        name: value for name, value in found.items() if name not in (*OWN, "recipe") and value != compared.get(name)
-    }
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings and those of the recipe in one, without those in which runs of a table differ by nature."""
+    both = {**settings, **settings["recipe"]}
+    return {name: value for name, value in both.items() if name not in (*OWN, "recipe")}
 
 
 def paired(found: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float | None] | None:
