@@ -71,7 +71,7 @@ class Checkpoint:
             raise
         except Exception as error:  # what torch.load raises depends on which bytes it stumbles over
             raise ValueError(
-                f"`checkpoint` must be a file that fit() wrote, found {path}, which can't be read as one: {error}. "
+                f"`checkpoint` must be a file that fit() wrote, found {path}, which can't be read as one: {error!r}. "
                 "Name another file."
             ) from error
         found = list(content.get("parts", {}))

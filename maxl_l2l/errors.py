@@ -19,6 +19,10 @@ class NonFiniteError(ArithmeticError):
         self.term = term
         self.history = history
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets it come out of another process: exceptions are made anew from what they were given."""
+        return type(self), (self.term, str(self), self.history)
+
 
 class UnsupportedOperatorError(NotImplementedError):
     """An operator of a network has no forward-mode rule; the message names it."""

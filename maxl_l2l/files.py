@@ -13,6 +13,8 @@ from typing import IO, Any
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes a file so that its name never holds half of it; what stood there before stays until the new one is safe.
 
+    It gets the permissions of any new file.
+
     Args:
         path: The file; its folder is made if missing.
         write: Called with a binary file to write to.
@@ -30,12 +32,21 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp lets nobody else read
         os.replace(name, target)
     except BaseException as error:
         os.unlink(name)
-        if disk.error is not None and not isinstance(error, OSError):
-            raise disk.error from error
+        failure = disk.error or error
+        if isinstance(failure, OSError) and failure.errno is not None:
+            raise OSError(failure.errno, failure.strerror, str(target)) from error
         raise
+
+
+def _umask() -> int:
+    """What a new file does not allow; it can't be read but by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 class _Disk(io.FileIO):

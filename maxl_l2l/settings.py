@@ -68,7 +68,7 @@ def joined_settings(own: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
 
 def check_same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Raises ValueError if a checkpoint's settings are not those of the run that is to go on from it."""
-    found, wanted = _plain(found), _plain(wanted)
+    found, wanted = _flat(_plain(found)), _flat(_plain(wanted))
     names = [name for name in {**wanted, **found} if name not in VERSIONS]
     differences = [
         f"{name} {found.get(name, 'not given')} where this run has {wanted.get(name, 'none')}"
@@ -80,6 +80,17 @@ def check_same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], pat
             f"`checkpoint` must be of a run with the same settings, found {', '.join(differences)} in {path}. "
             "Use these settings again, or another checkpoint."
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in settings under names such as ``"recipe.lr"``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= {f"{name}.{key}": one for key, one in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _initial_lr(optimizer: Optimizer) -> float:

@@ -93,3 +93,20 @@ def test_error_that_is_not_the_disks_is_left_as_it_is(tmp_path):
     with pytest.raises(ZeroDivisionError):
         replace_file(tmp_path / "file", lambda file: file.write(b"1" * (1 // 0)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_error_of_the_disk_names_the_file(monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        return os.open("/dev/full", os.O_WRONLY), tmp_path / "other"
+
+    (tmp_path / "other").touch()
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*wanted\.json'"):
+        replace_file(tmp_path / "wanted.json", lambda file: file.write(b"text"))
+
+
+def test_file_has_the_permissions_of_any_new_one(tmp_path):
+    (tmp_path / "usual").touch()
+    replace_file(tmp_path / "file", lambda file: file.write(b"text"))
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

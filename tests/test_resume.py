@@ -436,6 +436,13 @@ def test_checkpoint_of_other_settings_is_refused_before_anything_is_loaded(chang
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_settings_inside_settings_are_compared_one_by_one(tmp_path):
+    path, kept = tmp_path / "run.pt", {"recipe": {"rate": 1, "decay": "none"}}
+    resumed(path, learner(), epochs=1, settings=kept)
+    with pytest.raises(ValueError, match=r"found recipe\.rate 1 where this run has 2 in"):
+        resumed(path, learner(), settings={"recipe": {"rate": 2, "decay": "none"}})
+
+
 def test_epochs_lists_for_tuples_and_the_version_are_no_differences(tmp_path):
     path, maxl = tmp_path / "run.pt", learner()
     assert len(resumed(path, maxl, epochs=1)) == 1

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+import pickle
 import subprocess
 import sys
 
@@ -489,3 +490,9 @@ def test_options_of_the_step_reach_it_and_the_scaler_is_saved(schedule, tmp_path
 def test_bad_options_of_fit_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         fit(learner(), loader(), 1, progress=False, **options)
+
+
+def test_non_finite_error_comes_out_of_another_process():
+    error = NonFiniteError("meta loss", "the meta loss is nan", History(epochs=[{"epoch": 1}]))
+    found = pickle.loads(pickle.dumps(error))
+    assert (found.term, str(found), found.history) == ("meta loss", "the meta loss is nan", error.history)
