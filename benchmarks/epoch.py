@@ -84,13 +84,15 @@ class Way:
             synchronize(self.device)
             return (time.perf_counter() - started) / iterations
 
-    def peak_mib(self) -> float | None:
-        """The most memory that a GPU's allocator gives out, networks and images included; None on a CPU."""
-        if torch.device(self.device).type != "cuda":
-            return None
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self.run(WARM_UP)
-        return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+
+def peak_mib(options: argparse.Namespace, title: str, make: Make, batches: Iterator[Any], compiled: bool) -> float:
+    """The most memory that a GPU's allocator gives out to a way: its networks and all that it computes."""
+    gc.collect()
+    floor = torch.cuda.memory_allocated(options.device)
+    way = Way(options, title, make, batches, compiled)
+    torch.cuda.reset_peak_memory_stats(options.device)
+    way.run(WARM_UP)
+    return round((torch.cuda.max_memory_allocated(options.device) - floor) / 2**20, 1)
 
 
 def stages(maxl: MAXL, fused: bool) -> Callable[[Tensor, Tensor], object]:
@@ -129,9 +131,10 @@ def endless(options: argparse.Namespace) -> Iterator[Any]:
 def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures all ways in turns; one row each."""
     batches = endless(options)
-    ways = [Way(options, title, make, batches) for title, make in WAYS.items()]
+    made = [(title, make, False) for title, make in WAYS.items()]
     if options.compile:
-        ways += [Way(options, f"{title}, compiled", WAYS[title], batches, compiled=True) for title in COMPILED]
+        made += [(f"{title}, compiled", WAYS[title], True) for title in COMPILED]
+    ways = [Way(options, title, make, batches, compiled) for title, make, compiled in made]
     seconds: dict[str, list[float]] = {way.title: [] for way in ways}
     for _ in range(options.repeats):
         for way in ways:
@@ -150,9 +153,14 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "images_a_second": options.batch / batch,
                 "operations_a_batch": way.operations,
                 "share_of_matrix_rate": way.operations / batch / rate,
-                "peak_mib": way.peak_mib(),
+                "peak_mib": None,
             }
         )
+    if torch.device(options.device).type == "cuda":
+        del way
+        ways.clear()  # each is measured alone
+        for row, (title, make, compiled) in zip(found, made):
+            row["peak_mib"] = peak_mib(options, title, make, batches, compiled)
     return found
 
 

@@ -1,6 +1,5 @@
 """CIFAR-100's levels and images: numbers known from elsewhere, crops found by brute force, and data that is wrong."""
 
-import os
 import pickle
 
 import numpy as np
@@ -96,6 +95,20 @@ def place_of(crop, pixels):
     raise AssertionError("not a crop of the image")
 
 
+def test_batches_are_channels_first_in_memory_if_wanted():
+    images = made()
+    found, expected = (
+        next(iter(Batches(images, [], 10, torch.device("cpu"), channels_last))) for channels_last in (False, True)
+    )
+    assert found[0].is_contiguous()
+    assert torch.equal(found[0], expected[0])
+
+
+def test_holding_out_everything_is_refused():
+    with pytest.raises(ValueError, match=r"`held_out` must leave images of each class to train on, found 0\.1 of 1\."):
+        held_out(made(100), 0.1, seed=0)
+
+
 def test_each_pass_draws_anew_and_rewind_goes_back():
     images = made()
     batches = Batches(images, [images.fine], 100, torch.device("cpu"), seed=0)
@@ -137,7 +150,8 @@ def test_held_out_images_are_apart_from_the_rest():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Two training images of each class and a test image."""
-    monkeypatch.setattr(data, "PER_CLASS", {"train": 2, "test": 1})
+    monkeypatch.setitem(data.PER_CLASS, "train", 2)
+    monkeypatch.setitem(data.PER_CLASS, "test", 1)
     pixels = np.random.RandomState(0).randint(256, size=(300, 32, 32, 3)).astype(np.uint8)
     for number in range(300):
         split = tmp_path / "png" / ("train" if number < 200 else "test") / FINE[number % 100]
@@ -167,13 +181,25 @@ def test_png_files_are_decoded_once(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_changed_folder_is_decoded_anew(folder, tmp_path, capsys):
+def test_an_image_written_over_is_decoded_anew(folder, tmp_path, capsys):
     path, _ = folder
     load(path, tmp_path / "cache")
-    changed = path / "test" / "apple"
-    os.utime(changed, (1, 1))
-    load(path, tmp_path / "cache")
+    changed = next((path / "test" / "apple").iterdir())
+    Image.new("RGB", (32, 32), "red").save(changed)
+    _, test = load(path, tmp_path / "cache")
+    assert test.pixels[0, 5, 5].tolist() == [255, 0, 0]
     assert capsys.readouterr().out.count("Decoding") == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half of a zip"])
+def test_a_broken_cache_is_decoded_anew(folder, tmp_path, content, capsys):
+    path, _ = folder
+    first = load(path, tmp_path / "cache")
+    (cache,) = (tmp_path / "cache").iterdir()
+    cache.write_bytes(content)
+    again = load(path, tmp_path / "cache")
+    assert all(torch.equal(a, b) for one, other in zip(first, again) for a, b in zip(one, other))
+    assert f"{cache} can't be read" in capsys.readouterr().out
 
 
 def test_missing_images_are_named_with_both_ways_to_get_them(folder, tmp_path):
@@ -205,6 +231,18 @@ def test_a_truncated_image_is_named(folder, tmp_path):
     path, _ = folder
     victim = next((path / "test" / "worm").iterdir())
     victim.write_bytes(victim.read_bytes()[:-600])
+    with pytest.raises(ValueError, match=rf"can't be read: .*{victim.name}"):
+        load(path, tmp_path)
+
+
+def test_an_image_with_a_wrong_checksum_is_named(folder, tmp_path):
+    """PIL reads it without a word: pixels may be other ones."""
+    path, _ = folder
+    victim = next((path / "test" / "worm").iterdir())
+    content = bytearray(victim.read_bytes())
+    place = content.index(b"IEND") - 5  # the last byte of the image data's checksum
+    content[place] ^= 1
+    victim.write_bytes(content)
     with pytest.raises(ValueError, match=rf"can't be read: .*{victim.name}"):
         load(path, tmp_path)
 

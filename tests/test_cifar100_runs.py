@@ -19,11 +19,12 @@ from torch import nn
 
 from examples.cifar100 import data, run, summarize, train
 from examples.cifar100.arithmetic import arithmetic, matrix_rate, operations_a_batch
+from examples.cifar100.job import Job
 from examples.cifar100.levels import FINE, PAIRS
 from examples.cifar100.networks import HEADS, network
 from examples.cifar100.recipes import RECIPES, Recipe
-from examples.cifar100.run import SOURCES, Job
-from maxl_l2l import MAXL, HumanLabels, SingleTask, clock
+from examples.cifar100.run import SOURCES
+from maxl_l2l import MAXL, HumanLabels, NonFiniteError, SingleTask, clock
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--width", "0.05", "--subset", "3", "--epochs", "2", "--set", "batch_size=100"]
@@ -43,7 +44,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _counts(monkeypatch):
-    monkeypatch.setattr(data, "PER_CLASS", {"train": 4, "test": 1})
+    monkeypatch.setitem(data.PER_CLASS, "train", 4)
+    monkeypatch.setitem(data.PER_CLASS, "test", 1)
 
 
 @pytest.fixture
@@ -90,6 +92,16 @@ def test_generator_draws_weights_of_its_own_as_the_model_does():
     assert not torch.equal(own.weight, new.weight)
     assert new.weight.abs().max() <= math.sqrt(6 / (9 * (3 + 16)))
     assert torch.equal(new.bias, torch.zeros(16))
+
+
+@pytest.mark.parametrize("width", [1, 0.5])
+def test_resnet_18_and_its_generator_draw_weights_alike_at_any_width(width):
+    torch.manual_seed(0)
+    maxl = MAXL(network("resnet18", 20, width), [5] * 20, head="fc")
+    for model in (maxl.module, maxl.generator.body):
+        weight = model.layer3[1].conv2.weight
+        bound = 1 / math.sqrt(weight[0].numel())  # torch's own, for the weights of a convolution
+        assert 0.99 * bound < weight.abs().max() <= bound
 
 
 def test_resnet_18_at_full_width_is_torchvisions_but_for_its_stem():
@@ -143,12 +155,29 @@ def test_cosine_falls_from_the_rate_to_next_to_nothing():
 
 
 def test_recipes_are_changed_by_name_and_kind():
-    found = Recipe().changed(lr="0.5", schedule="batch", epochs="7")
+    found = Recipe().changed({"lr": "0.5", "schedule": "batch", "epochs": "7"})
     assert (found.lr, found.schedule, found.epochs) == (0.5, "batch", 7)
     with pytest.raises(ValueError, match=r"`--set` must change settings .*found rate=1\. They are: epochs=200, "):
-        Recipe().changed(rate="1")
+        Recipe().changed({"rate": "1"})
     with pytest.raises(ValueError, match="found epochs=many"):
-        Recipe().changed(epochs="many")
+        Recipe().changed({"epochs": "many"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decay": "linear"}, "`decay` must be one of halved, cosine, found linear"),
+        ({"generator": "rmsprop"}, "`generator` must be one of sgd, adam, found rmsprop"),
+        ({"schedule": "step"}, "`schedule` must be one of epoch, batch, found step"),
+        ({"batch_size": "0"}, "`batch_size` must be at least 1, found 0"),
+        ({"held_out": "1.5"}, "`held_out` must be at least 0 and below 1, found 1.5"),
+        ({"lr": "-1"}, "`lr` must be a number from 0 on, found -1.0"),
+        ({"lr": "nan"}, "`lr` must be a number from 0 on, found nan"),
+    ],
+)
+def test_recipes_that_can_not_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe().changed(changes)
 
 
 def test_operations_of_a_step_are_those_worked_by_hand():
@@ -163,6 +192,18 @@ def test_operations_of_a_step_are_those_worked_by_hand():
     assert single == 2 * (body + head + extra) + head - extra
     fixed = operations_a_batch(maxl, recipe, HumanLabels(torch.zeros(1)), (*batch, 2 * batch[1]))
     assert fixed == 2 * body + 3 * head + 3 * extra
+
+
+def test_operations_in_parts_are_as_many_and_use_parts_alone(monkeypatch):
+    torch.manual_seed(0)
+    maxl = MAXL(nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 2)), [2, 3])
+    batch = torch.randn(12, 7), torch.randint(0, 2, (12,))
+    sizes, plain = [], nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda x, *rest: sizes.append(len(x)) or plain(x, *rest))
+    whole = operations_a_batch(maxl, Recipe(), SingleTask(), batch)
+    sizes.clear()
+    assert operations_a_batch(maxl, Recipe(), SingleTask(), batch, micro_batches=3) == whole
+    assert max(sizes) == 4
 
 
 def test_matrix_rate_is_positive_and_precision_is_put_back():
@@ -226,8 +267,27 @@ def test_label_measures_are_those_worked_by_hand(folder, tmp_path):
     assert found["entropy"] == pytest.approx(math.log(2), abs=1e-4)
     assert found["mean_entropy"] == pytest.approx(math.log(40), abs=1e-4)
     assert found["sub_classes"] == 20
-    # One of the five given classes, all alike: H(super-class) = log 20 is common, so 2 log 20 / (log 20 + log 100).
-    assert found["nmi"] == pytest.approx(2 * math.log(20) / (math.log(20) + math.log(100)), abs=1e-3)
+    assert found["nmi"] == 0  # within a super-class they say nothing of its five classes
+
+
+def test_labels_that_are_the_given_ones_have_a_mutual_information_of_one(folder, tmp_path):
+    levels = run.task(20, 100)
+
+    class Given(nn.Module):
+        """The given label, which it is told with the image: its first pixel."""
+
+        def forward(self, x, y):
+            fine = (x[:, 0, 0, 0] * 51 + 127.5).round().long()
+            return nn.functional.one_hot(levels.auxiliary[fine], 100).float()
+
+    split = run.images_of(job(folder, tmp_path))
+    pixels = split.train.pixels.clone()
+    pixels[:, 0, 0, 0] = split.train.fine.byte()
+    maxl = MAXL(network("vgg16", 20, 0.05), levels.psi, head="classifier", generator=Given())
+    found = run.described_labels(maxl, data.Images(pixels, split.train.fine), levels, torch.device("cpu"))
+    assert found["nmi"] == 1
+    assert found["entropy"] == 0
+    assert found["sub_classes"] == 100
 
 
 def test_processes_side_by_side_give_the_same_results(command, folder, tmp_path):
@@ -318,7 +378,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(command, ca
 
 def test_too_little_memory_gets_what_it_needed_and_what_lowers_it(command, monkeypatch, capsys):
     def exhausted(*arguments, **options):
-        raise torch.OutOfMemoryError(
+        raise torch.cuda.OutOfMemoryError(
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB of which 3 is free"
         )
 
@@ -329,6 +389,59 @@ def test_too_little_memory_gets_what_it_needed_and_what_lowers_it(command, monke
     assert "--micro-batches 2 needs less" in error
 
 
+def test_a_run_that_fails_leaves_the_others_alone(command, monkeypatch, capsys):
+    plain = MAXL.network_step
+
+    def failing(self, *arguments, **options):
+        if options.get("auxiliary", True):
+            raise NonFiniteError("network gradient", "the network gradient is nan")
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(MAXL, "network_step", failing)
+    assert command("--sources", "human", "single", "--seeds", 0) == 1
+    printed = capsys.readouterr()
+    assert "human-0: error: " in printed.err
+    assert "the network gradient is nan" in printed.err
+    assert "1 of 2 runs are not finished" in printed.out
+    assert (command.out / "single-0.json").exists()
+
+
+def test_an_error_that_nobody_has_foreseen_is_shown_with_its_place(command, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *arguments: {}["what"])
+    assert command("--sources", "single", "--seeds", 0) == 1
+    assert "KeyError: 'what'" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(command, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    assert command("--sources", "single", "--seeds", 0) == 130
+    assert "The same command with --resume goes on" in capsys.readouterr().err
+
+
+def test_a_process_that_is_killed_is_told_and_nobody_waits_for_it(folder, tmp_path, capsys):
+    jobs = [job(folder, tmp_path, seed=seed) for seed in (0, 1)]
+    outcomes = list(train.side_by_side(jobs, Killer(), None, 2, 1))
+    assert [outcome.finished for outcome in outcomes] == [False, False]
+    assert "a process was killed" in outcomes[0].error
+
+
+class Killer:
+    """Kills the process that it is sent to."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_result_that_is_none_is_named(command, capsys):
+    command.out.mkdir()
+    (command.out / "single-0.json").write_text("{}")
+    assert command("--sources", "single", "--seeds", 0, "--resume") == 1
+    assert "single-0.json, which is no result (KeyError('settings'))" in capsys.readouterr().err
+
+
 def test_a_full_disk_gets_a_message_and_keeps_the_last_checkpoint(command, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -337,7 +450,8 @@ def test_a_full_disk_gets_a_message_and_keeps_the_last_checkpoint(command, monke
     assert command("--sources", "single", "--seeds", 0) == 1
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(data, "PER_CLASS", {"train": 4, "test": 1})
+    monkeypatch.setitem(data.PER_CLASS, "train", 4)
+    monkeypatch.setitem(data.PER_CLASS, "test", 1)
     assert command("--sources", "single", "--seeds", 0, "--resume") == 0
     assert len(json.loads((command.out / "single-0.json").read_text())["epochs"]) == 2
 
@@ -346,8 +460,12 @@ def test_a_full_disk_gets_a_message_and_keeps_the_last_checkpoint(command, monke
     ("arguments", "message"),
     [
         (("--label", "mine"), "`--label` needs a single source"),
-        (("--subset", 0), "`--subset` must be at least 1, found 0"),
+        (("--subset", 0), "`--subset` must be at least 1 and at most 4, found 0"),
+        (("--subset", 5), "`--subset` must be at least 1 and at most 4, found 5"),
         (("--epochs", 0), "`--epochs` must be at least 1, found 0"),
+        (("--micro-batches", 0), "`--micro-batches` must be at least 1, found 0"),
+        (("--width", 0), "`--width` must be a number above 0, found 0.0"),
+        (("--device", "cuda:77"), "`--device` must be there, found cuda:77"),
         (("--set", "rate=3"), "`--set` must change settings of the recipe"),
         (("--primary", 100, "--auxiliary", 20), "`primary` and `auxiliary` must be two of the levels"),
         (("--data", "/nowhere/at/all"), "`--data` must hold CIFAR-100, found no such folder"),
@@ -412,11 +530,22 @@ def test_summary_is_the_one_worked_by_hand(results):
 def test_summarize_writes_table_json_and_figure(results, tmp_path, capsys):
     assert summarize.main([str(results), "--out", str(tmp_path / "found")]) == 0
     printed = capsys.readouterr().out
-    assert "| MAXL | 62.00 ± 6.08 % | +2.00 ± 0.58 pp | +1.00 ± 0.00 pp | 1.00 | 80 | 0.50 | 1.0 |" in printed
-    assert "| maxl-apart, held_out=0.1 | 59.00 % | -1.00 pp | -1.00 pp |" in printed
+    assert "| MAXL | 3 | 62.00 ± 6.08 % | +2.00 ± 0.58 pp | +1.00 ± 0.00 pp | 1.00 | 80 | 0.50 | 1.0 |" in printed
+    assert "| maxl-apart, held_out=0.1 | 1 | 59.00 % | -1.00 pp | -1.00 pp |" in printed
     result = json.loads((tmp_path / "found.json").read_text())
     assert summarize.table(result["summary"]) in printed
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summarize_keeps_dots_in_names(results, tmp_path, capsys):
+    assert summarize.main([str(results), "--out", str(tmp_path / "width-0.25")]) == 0
+    assert {path.name for path in tmp_path.glob("width*")} == {"width-0.25.json", "width-0.25.png"}
+
+
+def test_summarize_refuses_runs_of_a_label_that_differ_in_more_than_their_seed(results, capsys):
+    (results / "maxl-3.json").write_text(json.dumps(made("maxl", 3, 0.7, lr=0.3)))
+    assert summarize.main([str(results)]) == 1
+    assert "differ in their seed alone, found lr 0.1 and 0.3 in those of seeds 0 and 3." in capsys.readouterr().err
 
 
 def test_summarize_names_a_file_that_is_no_result(results, tmp_path, capsys):

@@ -42,7 +42,9 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def operations_a_batch(maxl: MAXL, recipe: Recipe, source: LabelSource, batch: tuple[torch.Tensor, ...]) -> int:
+def operations_a_batch(
+    maxl: MAXL, recipe: Recipe, source: LabelSource, batch: tuple[torch.Tensor, ...], micro_batches: int = 1
+) -> int:
     """Counts the floating-point operations of convolutions and matrix products in the steps on one batch.
 
     Args:
@@ -50,23 +52,25 @@ def operations_a_batch(maxl: MAXL, recipe: Recipe, source: LabelSource, batch: t
         recipe: Whose steps.
         source: Where the labels come from.
         batch: x, y and, for a source of fixed labels, these.
+        micro_batches: Parts that it is computed in.
     """
     maxl = copy.deepcopy(maxl)
     optimizer, generator_optimizer = recipe.optimizers(maxl)
     with FlopCounterMode(display=False) as counter:
         if recipe.schedule == "batch":
-            source.step(maxl, batch, optimizer, generator_optimizer)
+            source.step(maxl, batch, optimizer, generator_optimizer, micro_batches=micro_batches)
         else:
-            source.network_step(maxl, batch, optimizer)
+            source.network_step(maxl, batch, optimizer, micro_batches=micro_batches)
             if source.trains_generator:
-                source.generator_step(maxl, batch, optimizer, generator_optimizer)
+                source.generator_step(maxl, batch, optimizer, generator_optimizer, micro_batches=micro_batches)
     return int(counter.get_total_flops())
 
 
 def matrix_rate(device: torch.device | str, precision: str, repeats: int = 10) -> float:
     """Measures the operations a second of a large matrix product: what a device reaches when nothing holds it up."""
     size = 8192 if torch.device(device).type == "cuda" else 1024
-    one = torch.randn(size, size, device=device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one = torch.randn(size, size, device=device).to(dtype)
     with arithmetic(device, precision):
         seconds = []
         for _ in range(repeats + 2):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ TWO_WAYS = (
     "Give a folder with train/<class>/*.png (500 images in each of 100 classes) and test/<class>/*.png (100 in each), "
     "or pass --download to have torchvision get CIFAR-100 into it."
 )
+
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Images(NamedTuple):
@@ -76,23 +80,32 @@ def from_torchvision(dataset: CIFAR100) -> Images:
 def read_png(folder: Path, cache: Path) -> tuple[Images, Images]:
     """Reads a folder of PNG files a class, or what was decoded of it before."""
     files = {split: listed(folder / split, count) for split, count in PER_CLASS.items()}
-    name = hashlib.sha256("\n".join([str(folder.resolve()), *map(stamp, folder.glob("*/*"))]).encode()).hexdigest()
-    decoded = cache / f"cifar100-{name[:16]}.npz"
-    if not decoded.exists():
-        number = sum(len(paths) for classes in files.values() for paths in classes)
-        print(f"Decoding {number:,} images, once; they are kept in {decoded}", flush=True)
+    paths = {split: [path for one in classes for path in one] for split, classes in files.items()}
+    stamps = "\n".join(map(stamp, (path for part in paths.values() for path in part)))
+    decoded = cache / f"cifar100-{hashlib.sha256(stamps.encode()).hexdigest()[:16]}.npz"
+    arrays = kept(decoded)
+    if arrays is None:
+        print(f"Decoding {sum(map(len, paths.values())):,} images, once; they are kept in {decoded}", flush=True)
         with ThreadPoolExecutor() as pool:
-            arrays = {
-                split: np.stack(list(pool.map(read_image, (path for paths in classes for path in paths))))
-                for split, classes in files.items()
-            }
+            arrays = {split: np.stack(list(pool.map(read_image, part))) for split, part in paths.items()}
         replace_file(decoded, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    kept = np.load(decoded)
     found = []
     for split, classes in files.items():
-        fine = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(paths) for paths in classes]))
-        found.append(Images(torch.from_numpy(kept[split]), fine))
+        fine = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(part) for part in classes]))
+        found.append(Images(torch.from_numpy(arrays[split]), fine))
     return found[0], found[1]
+
+
+def kept(decoded: Path) -> dict[str, Pixels] | None:
+    """What was decoded before; None if there is nothing, or half of a file from elsewhere."""
+    try:
+        with decoded.open("rb") as file, np.load(file) as arrays:
+            return {split: arrays[split] for split in PER_CLASS}
+    except FileNotFoundError:
+        return None
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError):
+        print(f"{decoded} can't be read", flush=True)
+        return None
 
 
 def listed(folder: Path, per_class: int) -> list[list[Path]]:
@@ -108,13 +121,16 @@ def listed(folder: Path, per_class: int) -> list[list[Path]]:
 
 
 def stamp(path: Path) -> str:
-    """A class folder and when files were last added to it or taken from it."""
-    return f"{path.parent.name}/{path.name} {path.stat().st_mtime_ns}"
+    """A file, its size and when it was last written."""
+    found = path.stat()
+    return f"{path.resolve()} {found.st_size} {found.st_mtime_ns}"
 
 
-def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def read_image(path: Path) -> Pixels:
     """Reads one image ``[32, 32, 3]``; raises ValueError with its name if it can't be read as that."""
     try:
+        with Image.open(path) as image:
+            image.verify()  # its checksums, which reading does not look at
         with Image.open(path) as image:
             if image.size == (SIZE, SIZE) and image.mode == "RGB":
                 return np.asarray(image)
@@ -130,10 +146,19 @@ def subset(images: Images, per_class: int, seed: int) -> Images:
 
 
 def held_out(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Splits off a fraction of each class, at least one image of it; returns the rest and that fraction."""
+    """Splits off a fraction of each class, at least one image of it; returns the rest and that fraction.
+
+    Raises:
+        ValueError: Nothing would be left of a class.
+    """
     rest, kept = [], []
     for members in shuffled_classes(images, seed):
         number = max(1, round(fraction * len(members)))
+        if number >= len(members):
+            raise ValueError(
+                f"`held_out` must leave images of each class to train on, found {fraction} of {len(members)}. "
+                "Hold out less, or take a larger --subset."
+            )
         kept.append(members[:number])
         rest.append(members[number:])
     return images.at(torch.cat(rest)), images.at(torch.cat(kept))
@@ -148,13 +173,14 @@ def shuffled_classes(images: Images, seed: int) -> Iterator[Tensor]:
 
 
 class Batches:
-    """Batches ``(x, *labels)`` of images on a device; x is normalised, ``[N, 3, 32, 32]``, channels last.
+    """Batches ``(x, *labels)`` of images on a device; x is normalised, ``[N, 3, 32, 32]``.
 
     Args:
         images: The images.
         labels: Of each image, ``[N]`` each: primary classes and, if there are any, auxiliary ones.
         batch_size: Images in a batch; the last one is smaller if they do not add up.
         device: Where images are kept and batches are made.
+        channels_last: Whether x is so in memory.
         seed: Of order, crops and flips; None for test images: in order, whole and unflipped.
 
     Attributes:
@@ -167,13 +193,14 @@ class Batches:
         labels: Sequence[Tensor],
         batch_size: int,
         device: torch.device,
+        channels_last: bool = True,
         seed: int | None = None,
     ) -> None:
         padding = 0 if seed is None else PAD
         pad = (0, 0, padding, padding, padding, padding)
         self.pixels = torch.nn.functional.pad(images.pixels.to(device), pad)
         self.labels = [label.to(device) for label in labels]
-        self.batch_size = batch_size
+        self.batch_size, self.channels_last = batch_size, channels_last
         self.seed = seed
         self.generator = None if seed is None else torch.Generator(device)
         self.rewind()
@@ -200,7 +227,8 @@ class Batches:
         for parts in zip(*(values.split(self.batch_size) for values in (order, rows, columns))):
             index, row, column = parts
             pixels = self.pixels[index[:, None, None], row[:, :, None], column[:, None, :]]
-            yield normalized(pixels), *(label[index] for label in self.labels)
+            x = normalized(pixels)
+            yield x if self.channels_last else x.contiguous(), *(label[index] for label in self.labels)
 
     def draw(self, below: int) -> Tensor:
         """A random number for each image, ``[N, 1]``."""

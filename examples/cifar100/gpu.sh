@@ -4,7 +4,7 @@
 #   examples/cifar100/gpu.sh DATA OUT MINUTES
 #
 # DATA: CIFAR-100, see examples/cifar100/data.py. OUT: a folder for results and checkpoints. MINUTES: when to stop.
-# PYTHON, SEEDS and PROCESSES (runs side by side) may be set.
+# PYTHON (a name, or a whole path), SEEDS and PROCESSES (runs side by side) may be set.
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
@@ -14,38 +14,49 @@ fi
 data=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
-minutes=$3
+minutes=${3%%.*}
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python}
 seeds=${SEEDS:-0 1 2}
 processes=${PROCESSES:-6}
 
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # the package need not be installed
+
 left() { echo $((minutes - SECONDS / 60)); }
 
-step() { # a result that may be there already, and the command that makes it
-    [ -e "$1" ] || { echo "== ${*:2}"; "${@:2}"; }
+try() { # a command, within the time left; what it can't do is told, and the rest goes on
+    echo "== $*"
+    timeout "$(left)m" "$@" || echo "== status $? of: $*" >&2
 }
 
-if "$python" -c 'import pytest' 2>/dev/null && [ ! -e "$out/tested" ]; then
-    "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py && touch "$out/tested"
+has() { "$python" -c "import $1" 2>/dev/null; }
+
+if [ "$(left)" -gt 0 ] && [ ! -e "$out/tested" ] && has pytest; then
+    try "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+    touch "$out/tested"
 fi
 
 for precision in tf32 bf16; do
-    step "$out/cuda-epoch-$precision.json" \
-        "$python" -m benchmarks.epoch --device cuda --precision "$precision" --compile \
-        --out "$out/cuda-epoch-$precision.json"
-done
-step "$out/bench/costs.json" \
-    "$python" -m benchmarks.run --device cuda --precision tf32 --networks vgg16-1 resnet18 --out "$out/bench"
-
-sources="single human entropy maxl weighted random"
-"$python" -c 'import sklearn' 2>/dev/null && sources="$sources kmeans"
-for protocol in released modern; do
-    # shellcheck disable=SC2086
-    "$python" -m examples.cifar100.train --data "$data" --cache "$out/cache" --out "$out/$protocol" --resume \
-        --device cuda --precision bf16 --protocol "$protocol" --sources $sources --seeds $seeds \
-        --processes "$processes" --checkpoint-minutes 2 --time-limit "$(left)"
-    if compgen -G "$out/$protocol/*.json" >/dev/null && "$python" -c 'import matplotlib' 2>/dev/null; then
-        "$python" -m examples.cifar100.summarize "$out/$protocol" --out "$out/cifar100-$protocol"
+    file=$out/cuda-epoch-$precision.json
+    if [ "$(left)" -gt 0 ] && [ ! -e "$file" ]; then
+        try "$python" -m benchmarks.epoch --device cuda --precision "$precision" --compile --out "$file"
     fi
 done
+
+sources="single human entropy maxl weighted random"
+has sklearn && sources="$sources kmeans"
+for protocol in released modern; do
+    if [ "$(left)" -gt 0 ]; then
+        # shellcheck disable=SC2086
+        try "$python" -m examples.cifar100.train --data "$data" --cache "$out/cache" --out "$out/$protocol" --resume \
+            --device cuda --precision bf16 --protocol "$protocol" --sources $sources --seeds $seeds \
+            --processes "$processes" --checkpoint-minutes 2 --time-limit "$(left)"
+    fi
+    if compgen -G "$out/$protocol/*.json" >/dev/null && has matplotlib; then
+        try "$python" -m examples.cifar100.summarize "$out/$protocol" --out "$out/cifar100-$protocol"
+    fi
+done
+
+if [ "$(left)" -gt 10 ] && [ ! -e "$out/bench/costs.json" ] && has matplotlib; then
+    try "$python" -m benchmarks.run --device cuda --precision tf32 --networks vgg16-1 resnet18 --out "$out/bench"
+fi

@@ -60,6 +60,8 @@ class VGG(nn.Module):
 class SmallImageResNet(ResNet):  # type: ignore[misc]
     """torchvision's ResNet-18 with the usual stem for small images: a 3x3 convolution of stride 1, no pooling.
 
+    At any width, and in the label generator, its weights are those that torch's layers draw by themselves.
+
     Args:
         num_classes: Outputs.
         width: Factor on the number of channels.
@@ -70,8 +72,6 @@ class SmallImageResNet(ResNet):  # type: ignore[misc]
         first, *_ = channels = [max(1, round(width * 64 * 2**number)) for number in range(4)]
         self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
         self.maxpool = nn.Identity()
-        if width == 1:
-            return
         self.bn1, self.inplanes = nn.BatchNorm2d(first), first
         for number, planes in enumerate(channels, start=1):
             setattr(self, f"layer{number}", self._make_layer(BasicBlock, planes, 2, stride=1 if number == 1 else 2))

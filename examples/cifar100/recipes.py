@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +50,21 @@ class Recipe:
     entropy_weight: float = 0.2
     gamma: float = 2.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError unless all settings are such as a run can be made with."""
+        choices = {"schedule": ("epoch", "batch"), "decay": ("halved", "cosine"), "generator": ("sgd", "adam")}
+        rules = {name: f"one of {', '.join(allowed)}" for name, allowed in choices.items()}
+        wrong = [name for name, allowed in choices.items() if getattr(self, name) not in allowed]
+        rules |= {"epochs": "at least 1", "batch_size": "at least 1", "held_out": "at least 0 and below 1"}
+        wrong += [name for name in ("epochs", "batch_size") if getattr(self, name) < 1]
+        wrong += ["held_out"] if not 0 <= self.held_out < 1 else []
+        for name, value in vars(self).items():
+            if isinstance(value, float) and name not in rules and not 0 <= value < math.inf:
+                rules[name] = "a number from 0 on"
+                wrong.append(name)
+        if wrong:
+            raise ValueError(f"`{wrong[0]}` must be {rules[wrong[0]]}, found {getattr(self, wrong[0])}. Change it.")
+
     def optimizers(self, maxl: MAXL) -> tuple[Optimizer, Optimizer]:
         """Returns the network's optimizer and the generator's."""
         network = SGD(
@@ -76,22 +92,22 @@ class Recipe:
             return StepLR(optimizer, max(1, self.epochs // 4), gamma=0.5)
         return LambdaLR(optimizer, lambda epoch: (1 + math.cos(math.pi * epoch / self.epochs)) / 2)
 
-    def changed(self, **changes: str) -> Recipe:
+    def changed(self, changes: Mapping[str, str]) -> Recipe:
         """Returns the recipe with some settings changed, given as text.
 
         Raises:
             ValueError: There is no such setting, or its value is of another kind.
         """
-        known = vars(self)
+        known, values = vars(self), {}
         for name, text in changes.items():
             try:
-                changes[name] = type(known[name])(text)
+                values[name] = type(known[name])(text)
             except (KeyError, ValueError) as error:
                 raise ValueError(
                     f"`--set` must change settings of the recipe to values of their kind, found {name}={text}. "
                     f"They are: {', '.join(f'{key}={value}' for key, value in known.items())}."
                 ) from error
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **values)
 
 
 RECIPES = {

@@ -31,12 +31,13 @@ TITLES = {
 }
 COLUMNS = (
     "Auxiliary labels",
+    "Seeds",
     "Test accuracy",
     "Gain, paired",
     "Over the entropy term alone",
     "Label entropy, nats",
     "Sub-classes in use",
-    "NMI with human labels",
+    "NMI with human labels, within classes",
     "Minutes a run",
 )
 NEEDED = ("label", "source", "seed", "accuracy", "seconds", "settings", "environment", "epochs")
@@ -54,9 +55,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             run = json.loads(path.read_text())
-            runs.append(
-                {name: run[name] for name in ("label", "source", "seed", "accuracy", "settings", "epochs")} | run
-            )
+            runs.append({name: run[name] for name in NEEDED} | run)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"`folder` must hold results of examples.cifar100.train alone, found {path}, which is none ({error}). "
@@ -64,8 +63,24 @@ def read(folder: Path) -> list[dict[str, Any]]:
             ) from error
     if not runs:
         raise ValueError(f"`folder` must hold results of examples.cifar100.train, found none in {folder}.")
+    check_alike(runs)
     order = [*TITLES, *dict.fromkeys(run["label"] for run in runs)]
     return sorted(runs, key=lambda run: (order.index(run["label"]), run["seed"]))
+
+
+def check_alike(runs: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError unless the runs of each label differ in nothing but their seed."""
+    first: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        usual = first.setdefault(run["label"], run)
+        found, wanted = flat(run["settings"]), flat(usual["settings"])
+        names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+        if names:
+            values = ", ".join(f"{name} {wanted.get(name)} and {found.get(name)}" for name in names)
+            raise ValueError(
+                f"`folder` must hold runs of {run['label']} that differ in their seed alone, found {values} in "
+                f"those of seeds {usual['seed']} and {run['seed']}. Move one elsewhere, or give it its own --label."
+            )
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,12 +98,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"label": label, "source": first["source"], "seeds": list(found)}
         row["accuracy"] = mean_and_error([run["accuracy"] for run in found.values()])
         for name, other in (("gain", SINGLE), ("gain_over_control", CONTROL)):
-            pairs = [
-                run["accuracy"] - by_label[other][seed]["accuracy"]
-                for seed, run in found.items()
-                if seed in by_label.get(other, {})
-            ]
-            row[name] = mean_and_error(pairs) if pairs and label != other else None
+            row[name] = None if label == other else paired(found, by_label.get(other, {}))
         for name in ("entropy", "sub_classes", "nmi", "weight_sd"):
             values = [run["labels"][name] for run in found.values() if name in run.get("labels", {})]
             row[name] = round(statistics.mean(values), 4) if values else None
@@ -122,6 +132,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [
             title(row),
+            str(len(row["seeds"])),
             in_hundredths(row["accuracy"], ".2f", "%"),
             in_hundredths(row["gain"], "+.2f", "pp"),
             in_hundredths(row["gain_over_control"], "+.2f", "pp") if row["source"] in ("maxl", "weighted") else "",
@@ -158,11 +169,11 @@ def compact(run: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where train has written")
-    parser.add_argument(
-        "--out", type=Path, help="JSON and PNG without their suffix (default: summary in the folder's place)"
-    )
+    parser.add_argument("--out", type=Path, help="JSON and PNG without suffix (default: <folder>-summary)")
     options = parser.parse_args(arguments)
-    out = options.out or options.folder.with_name(f"{options.folder.name}-summary")
+    folder = options.folder.resolve()
+    out = options.out or folder.with_name(f"{folder.name}-summary")
+    json_file, figure = (out.with_name(out.name + suffix) for suffix in (".json", ".png"))
     try:
         runs = read(options.folder)
     except ValueError as error:
@@ -170,7 +181,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     rows = summary(runs)
     result = {
-        "command": f"python -m examples.cifar100.summarize {options.folder.name}",
         "settings": {
             name: value for name, value in runs[0]["settings"].items() if name not in ("label_source", "seed")
         },
@@ -179,10 +189,10 @@ def main(arguments: list[str] | None = None) -> int:
         "runs": [compact(run) for run in runs],
     }
     text = json.dumps(result, indent=1) + "\n"
-    replace_file(out.with_suffix(".json"), lambda file: file.write(text.encode()))
-    draw(rows, result["runs"], [title(row) for row in rows], out.with_suffix(".png"))
+    replace_file(json_file, lambda file: file.write(text.encode()))
+    draw(rows, result["runs"], [title(row) for row in rows], figure)
     print(table(rows))
-    print(f"\nMeans ± standard errors. Written: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+    print(f"\nMeans ± standard errors. Written: {json_file}, {figure}")
     return 0
 
 

@@ -1,12 +1,13 @@
 """Trains classifiers on CIFAR-100 with each source of auxiliary labels; one JSON file a run.
 
-The paper's main task with the settings of its released code, all sources, three seeds:
+The paper's main task with the settings of its released code, all sources, three seeds; for a GPU:
 
     python -m examples.cifar100.train --data DATA --out out/released
 
-A few minutes a run on one core:
+Some minutes a run on a core:
 
-    python -m examples.cifar100.train --data DATA --out out/small --protocol modern --subset 50 --width 0.25 --epochs 20
+    python -m examples.cifar100.train --data DATA --out out/small --protocol modern --network resnet18 --width 0.125 \\
+        --subset 50 --epochs 20
 
 Then: python -m examples.cifar100.summarize out/small
 """
@@ -19,20 +20,26 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from maxl_l2l.files import replace_file
 
-from .arithmetic import PRECISIONS
-from .levels import LEVELS
+from .arithmetic import PRECISIONS, matrix_rate
+from .data import PER_CLASS, load
+from .job import Job
+from .levels import LEVELS, task
 from .networks import HEADS
 from .recipes import RECIPES
-from .run import HAS_SCIKIT_LEARN, SOURCES, Job, run
+from .run import HAS_SCIKIT_LEARN, SOURCES, run
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,30 +76,53 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class Outcome(NamedTuple):
+    """How a run ended: finished, stopped by the time limit, or with an error."""
+
+    job: Job
+    finished: bool
+    error: str | None = None
+
+
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     """The runs that are asked for, seed by seed, so that whole comparisons are done first.
 
     Raises:
         ValueError: Settings do not fit.
     """
-    if arguments.label and len(arguments.sources) > 1:
-        raise ValueError(f"`--label` needs a single source, found {', '.join(arguments.sources)}. Give one --sources.")
-    for name in ("subset", "epochs"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"`--{name}` must be at least 1, found {getattr(arguments, name)}. Leave it out for all.")
-    if "kmeans" in arguments.sources and not HAS_SCIKIT_LEARN:
-        raise ValueError("`--sources` kmeans needs scikit-learn, which is missing. Run: pip install scikit-learn")
+    check(arguments)
     changes = dict(pair.partition("=")[::2] for pair in arguments.set)
-    recipe = RECIPES[arguments.protocol].changed(**changes)
+    recipe = RECIPES[arguments.protocol].changed(changes)
     if arguments.epochs is not None:
         recipe = replace(recipe, epochs=arguments.epochs)
     known = {field.name for field in fields(Job)}
     common = {name: value for name, value in vars(arguments).items() if name in known - {"label"}}
     return [
         Job(source, seed, arguments.label or source, recipe, channels_last=not arguments.contiguous, **common)
-        for seed in arguments.seeds
-        for source in arguments.sources
+        for seed in dict.fromkeys(arguments.seeds)
+        for source in dict.fromkeys(arguments.sources)
     ]
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError unless the arguments are in their ranges and what they need is there."""
+    if arguments.label and len(arguments.sources) > 1:
+        raise ValueError(f"`--label` needs a single source, found {', '.join(arguments.sources)}. Give one --sources.")
+    most = {"subset": PER_CLASS["train"]}
+    for name in ("subset", "epochs", "micro_batches", "processes"):
+        value = getattr(arguments, name)
+        if value is not None and not 1 <= value <= most.get(name, value):
+            limit = f" and at most {most[name]}" if name in most else ""
+            raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1{limit}, found {value}. Change it.")
+    if not 0 < arguments.width < float("inf"):
+        raise ValueError(f"`--width` must be a number above 0, found {arguments.width}. The paper's network has 1.")
+    if "kmeans" in arguments.sources and not HAS_SCIKIT_LEARN:
+        raise ValueError("`--sources` kmeans needs scikit-learn, which is missing. Run: pip install scikit-learn")
+    task(arguments.primary, arguments.auxiliary)
+    try:
+        torch.empty(1, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` must be there, found {arguments.device}: {error}. Try --device cpu.") from error
 
 
 def still_to_do(jobs: list[Job], resume: bool) -> list[Job]:
@@ -110,7 +140,10 @@ def still_to_do(jobs: list[Job], resume: bool) -> list[Job]:
         if not job.result.exists():
             todo.append(job)
             continue
-        found = json.loads(job.result.read_text())["settings"]
+        try:
+            found = json.loads(job.result.read_text())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"`--out` has {job.result}, which is no result ({error!r}). Move it elsewhere.") from error
         if differing := differences(found, job.settings()):
             raise ValueError(
                 f"`--out` has {job.result} of other settings: {differing}. Use these settings again, or another --out."
@@ -125,80 +158,104 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(f"{name} {found.get(name)} there, {wanted.get(name)} here" for name in names)
 
 
-def work(job: Job, deadline: float | None, progress: bool) -> tuple[Job, bool]:
-    """Does a run unless the deadline is over, and writes its result; returns whether it is finished."""
-    left = None if deadline is None else (deadline - time.time()) / 60
-    if left is not None and left <= 0:
-        return job, False
+def work(job: Job, rate: float, deadline: float | None, progress: bool) -> Outcome:
+    """Does a run and writes its result; an error is that of this run alone."""
+    if deadline is not None and time.time() >= deadline:
+        return Outcome(job, False)
     try:
-        result = run(job, left, progress)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(memory_advice(job, error)) from error
-    if result is None:
-        return job, False
-    text = json.dumps(result, indent=1) + "\n"
-    replace_file(job.result, lambda file: file.write(text.encode()))
-    return job, True
+        result = run(job, rate, deadline, progress)
+        if result is None:
+            return Outcome(job, False)
+        text = json.dumps(result, indent=1) + "\n"
+        replace_file(job.result, lambda file: file.write(text.encode()))
+    except torch.cuda.OutOfMemoryError as error:
+        return Outcome(job, False, memory_advice(job, error))
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+        return Outcome(job, False, str(error))
+    except Exception:  # nobody has foreseen it, so all of it is shown; the other runs go on
+        return Outcome(job, False, traceback.format_exc())
+    return Outcome(job, True)
 
 
 def memory_advice(job: Job, error: Exception) -> str:
     """What a run needed of a GPU's memory, and what lowers it."""
     reason = str(error).split(". GPU")[0]
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    peak = torch.cuda.max_memory_allocated(job.device) / 2**30 if torch.cuda.is_available() else 0.0
     return (
-        f"{job.name}: the memory of {job.device} is too small. {reason}; the run held {peak:.2f} GiB at its peak. "
+        f"the memory of {job.device} is too small. {reason}; this process held {peak:.2f} GiB at its peak. "
         f"--micro-batches {2 * job.micro_batches} needs less (BatchNorm then sees parts of a batch), as do fewer "
         "--processes, a smaller --width or --set batch_size=50. Checkpoints are intact; go on with --resume."
     )
 
 
-def in_processes(jobs: list[Job], deadline: float | None, processes: int) -> list[tuple[Job, bool]]:
-    """Does runs side by side, with a bar of runs."""
+def one_by_one(jobs: Sequence[Job], rate: float, deadline: float | None) -> Iterator[Outcome]:
+    """Does runs in this process, each with its progress bar."""
+    for number, job in enumerate(jobs, start=1):
+        print(f"Run {number} of {len(jobs)}: {job.name}", flush=True)
+        yield work(job, rate, deadline, progress=True)
+
+
+def side_by_side(
+    jobs: Sequence[Job], rate: float, deadline: float | None, processes: int, threads: int
+) -> Iterator[Outcome]:
+    """Does runs in processes of their own, with a bar of runs."""
     # Spawned, not forked: neither torch's threads nor CUDA survive a fork.
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    with context.Pool(processes, torch.set_num_threads, [threads]) as pool:
-        calls = [pool.apply_async(work, (job, deadline, False)) for job in jobs]
-        return [call.get() for call in tqdm(calls, desc="runs", unit="run")]
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+        calls = {pool.submit(work, job, rate, deadline, False): job for job in jobs}
+        for call in tqdm(as_completed(calls), total=len(calls), desc="runs", unit="run"):
+            try:
+                yield call.result()
+            except BrokenProcessPool:
+                killed = "a process was killed, perhaps for want of memory. Go on with --resume, or fewer --processes."
+                yield Outcome(calls[call], False, killed)
 
 
-def report(job: Job, finished: bool) -> None:
-    """Says how a run went, in a line."""
-    if not finished:
-        print(f"{job.name}: not finished within the time limit", flush=True)
-        return
-    result = json.loads(job.result.read_text())
-    print(
-        f"{job.name}: {100 * result['accuracy']:.2f} % in {result['seconds'] / 60:.1f} minutes, "
-        f"{result['images_per_second']:,.0f} images/s, {100 * result['share_of_matrix_rate']:.0f} % of the device's "
-        "rate in matrix products",
-        flush=True,
-    )
+def report(outcome: Outcome) -> None:
+    """Says how a run went."""
+    job = outcome.job
+    if outcome.error is not None:
+        tqdm.write(f"{job.name}: error: {outcome.error}", file=sys.stderr)
+    elif not outcome.finished:
+        tqdm.write(f"{job.name}: not finished within the time limit")
+    else:
+        result = json.loads(job.result.read_text())
+        tqdm.write(
+            f"{job.name}: {100 * result['accuracy']:.2f} % in {result['seconds'] / 60:.1f} minutes, "
+            f"{result['images_per_second']:,.0f} images/s, {100 * result['share_of_matrix_rate']:.0f} % of the "
+            "device's rate in matrix products"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Does all runs that are asked for; returns 0, 1 if one failed, or 130 after an interrupt."""
     options = parsed(arguments)
     deadline = None if options.time_limit is None else time.time() + 60 * options.time_limit
+    threads = max(1, (os.cpu_count() or 1) // options.processes) if options.processes > 1 else torch.get_num_threads()
+    done: list[Outcome] = []
     try:
         jobs = jobs_of(options)
         todo = still_to_do(jobs, options.resume)
+        load(options.data, options.cache, options.download)  # what is wrong with it is said before the first run
+        torch.set_num_threads(threads)
+        rate = matrix_rate(options.device, options.precision)
         if options.processes > 1:
-            done = in_processes(todo, deadline, options.processes)
-            for job, finished in done:
-                report(job, finished)
+            outcomes = side_by_side(todo, rate, deadline, options.processes, threads)
         else:
-            done = []
-            for number, job in enumerate(todo, start=1):
-                print(f"Run {number} of {len(todo)}: {job.name}", flush=True)
-                done.append(work(job, deadline, progress=True))
-                report(*done[-1])
-    except (ValueError, OSError, MemoryError) as error:
+            outcomes = one_by_one(todo, rate, deadline)
+        for outcome in outcomes:
+            report(outcome)
+            done.append(outcome)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    missing = sum(not finished for _, finished in done)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command with --resume goes on from the last checkpoints.", file=sys.stderr)
+        return 130
+    missing = sum(not outcome.finished for outcome in done)
     if missing:
         print(f"{missing} of {len(jobs)} runs are not finished. Go on with the same command and --resume.")
-    return 0
+    return int(any(outcome.error is not None for outcome in done))
 
 
 if __name__ == "__main__":
