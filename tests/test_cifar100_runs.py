@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -560,3 +561,38 @@ def test_page_shows_the_table_that_was_measured():
     page = (ROOT / "docs" / "cifar100.md").read_text()
     rows = json.loads((ROOT / "docs" / "cifar100-small.json").read_text())["summary"]
     assert f"<!-- table -->\n{summarize.table(rows)}\n<!-- /table -->" in page
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="gpu.sh needs GNU timeout")
+def test_gpu_script_goes_on_after_what_fails_and_does_not_repeat_what_is_done(folder, tmp_path):
+    """With a stand-in for python that notes what it is called with: benchmarks fail, training leaves a result."""
+    python, calls, out = tmp_path / "python", tmp_path / "calls", tmp_path / "out"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$*" >> {calls}\n'
+        'case "$*" in *benchmarks.epoch*) exit 3 ;; *cifar100.train*)\n'
+        '  mkdir -p "$8" && echo {} > "$8/single-0.json" ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python)}
+    script = [ROOT / "examples" / "cifar100" / "gpu.sh", folder, out, "30.5"]
+    for _ in range(2):
+        done = subprocess.run(list(map(str, script)), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "== status 3 of: " in done.stderr
+    called = [line for line in calls.read_text().splitlines() if not line.startswith("-c ")]
+    modules = [line.split()[1] for line in called]
+    train_module, summary_module = "examples.cifar100.train", "examples.cifar100.summarize"
+    once = ["pytest", "benchmarks.epoch", "benchmarks.epoch", *[train_module, summary_module] * 2]
+    once += ["benchmarks.epoch", "benchmarks.run"]
+    assert modules == once + once[1:]  # the tests are not run again; what failed is
+    training = next(line for line in called if train_module in line)
+    assert "--sources single human entropy maxl weighted random kmeans --seeds 0 1 2" in training
+    assert training.endswith("--time-limit 29")
+
+
+def test_gpu_script_says_how_it_is_called():
+    done = subprocess.run([ROOT / "examples" / "cifar100" / "gpu.sh"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage: examples/cifar100/gpu.sh DATA OUT MINUTES" in done.stderr

@@ -24,39 +24,43 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # the package need not be inst
 
 left() { echo $((minutes - SECONDS / 60)); }
 
-try() { # a command, within the time left; what it can't do is told, and the rest goes on
+try() { # at most how many minutes, and a command; what it can't do is told, and the rest goes on
+    local most=$1
+    shift
+    if [ "$(left)" -le 0 ]; then return; fi
+    if [ "$most" -gt "$(left)" ]; then most=$(left); fi
     echo "== $*"
-    timeout "$(left)m" "$@" || echo "== status $? of: $*" >&2
+    timeout "${most}m" "$@" || echo "== status $? of: $*" >&2
+}
+
+epoch() { # measures an epoch in a precision, unless it has been
+    local file=$out/cuda-epoch-$1.json
+    [ -e "$file" ] || try "$2" "$python" -m benchmarks.epoch --device cuda --out "$file" "${@:3}"
 }
 
 has() { "$python" -c "import $1" 2>/dev/null; }
 
-if [ "$(left)" -gt 0 ] && [ ! -e "$out/tested" ] && has pytest; then
-    try "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+if [ ! -e "$out/tested" ] && has pytest; then
+    try 5 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
     touch "$out/tested"
 fi
 
-for precision in tf32 bf16; do
-    file=$out/cuda-epoch-$precision.json
-    if [ "$(left)" -gt 0 ] && [ ! -e "$file" ]; then
-        try "$python" -m benchmarks.epoch --device cuda --precision "$precision" --compile --out "$file"
-    fi
-done
+epoch tf32 5 --precision tf32
+epoch bf16 5 --precision bf16
 
 sources="single human entropy maxl weighted random"
-has sklearn && sources="$sources kmeans"
+if has sklearn; then sources="$sources kmeans"; fi
 for protocol in released modern; do
-    if [ "$(left)" -gt 0 ]; then
-        # shellcheck disable=SC2086
-        try "$python" -m examples.cifar100.train --data "$data" --cache "$out/cache" --out "$out/$protocol" --resume \
-            --device cuda --precision bf16 --protocol "$protocol" --sources $sources --seeds $seeds \
-            --processes "$processes" --checkpoint-minutes 2 --time-limit "$(left)"
-    fi
+    # shellcheck disable=SC2086
+    try "$(left)" "$python" -m examples.cifar100.train --data "$data" --cache "$out/cache" --out "$out/$protocol" \
+        --resume --device cuda --precision bf16 --protocol "$protocol" --sources $sources --seeds $seeds \
+        --processes "$processes" --checkpoint-minutes 2 --time-limit "$(($(left) - 1))"
     if compgen -G "$out/$protocol/*.json" >/dev/null && has matplotlib; then
-        try "$python" -m examples.cifar100.summarize "$out/$protocol" --out "$out/cifar100-$protocol"
+        try 2 "$python" -m examples.cifar100.summarize "$out/$protocol" --out "$out/cifar100-$protocol"
     fi
 done
 
-if [ "$(left)" -gt 10 ] && [ ! -e "$out/bench/costs.json" ] && has matplotlib; then
-    try "$python" -m benchmarks.run --device cuda --precision tf32 --networks vgg16-1 resnet18 --out "$out/bench"
+epoch bf16-compiled 10 --precision bf16 --compile
+if [ ! -e "$out/bench/costs.json" ] && has matplotlib; then
+    try 15 "$python" -m benchmarks.run --device cuda --precision tf32 --networks vgg16-1 resnet18 --out "$out/bench"
 fi
