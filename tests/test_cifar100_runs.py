@@ -498,7 +498,7 @@ def made(label, seed, accuracy, **changes):
         "accuracy": accuracy,
         "seconds": 60.0,
         "settings": settings,
-        "environment": {},
+        "environment": {"date": f"2026-01-0{seed + 1}", "device": "one"},
         "epochs": epochs,
         **labels,
     }
@@ -535,6 +535,7 @@ def test_summarize_writes_table_json_and_figure(results, tmp_path, capsys):
     assert "| maxl-apart, held_out=0.1 | 1 | 59.00 % | -1.00 pp | -1.00 pp |" in printed
     result = json.loads((tmp_path / "found.json").read_text())
     assert summarize.table(result["summary"]) in printed
+    assert result["environments"] == [{"date": "2026-01-01", "device": "one"}]
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 

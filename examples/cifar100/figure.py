@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 GRAY = "#8c8c8c"
 # Okabe and Ito's palette, which colour-blind readers tell apart, and a line style each for print.
@@ -53,6 +54,7 @@ def _curves(axes: Any, rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, 
             error = found.std(axis=0, ddof=1) / len(found) ** 0.5
             axes.fill_between(epochs, mean - error, mean + error, color=color, alpha=0.15, lw=0)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Test accuracy while training\n(bands: standard error)", fontsize=12)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
@@ -68,7 +70,9 @@ def _gains(axes: Any, rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, A
         mean, error = (100 * (value or 0) for value in row["gain"])
         color = COLORS[row["source"]][0]
         axes.errorbar(mean, height, xerr=error, fmt="o", color=color, ms=8, capsize=4, lw=2)
-        axes.annotate(f"{mean:+.2f}", (mean, height + 0.2), ha="center", color=color, fontsize=10, weight="bold")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        place = (mean, height + 0.2)
+        axes.annotate(f"{mean:+.2f}", place, ha="center", color=color, fontsize=10, weight="bold", bbox=box)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(shown)), [textwrap.fill(name, 26) for _, name in shown], fontsize=10)
     axes.set_ylim(-0.5, len(shown) - 0.3)

@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,14 @@ def in_hundredths(value: list[float | None] | None, form: str, unit: str) -> str
     return f"{100 * value[0]:{form}}{error} {unit}"
 
 
+def distinct(environments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the runs were made on and with, each once; when is the date of the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in sorted(environments, key=lambda one: str(one.get("date"))):
+        found.setdefault(json.dumps({**one, "date": None}, sort_keys=True), one)
+    return list(found.values())
+
+
 def compact(run: dict[str, Any]) -> dict[str, Any]:
     """A run without what can be computed from it, its curve of test accuracies in one list."""
     kept = ("label", "source", "seed", "accuracy", "seconds", "labels")
@@ -184,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         "settings": {
             name: value for name, value in runs[0]["settings"].items() if name not in ("label_source", "seed")
         },
-        "environment": runs[0]["environment"],
+        "environments": distinct(run["environment"] for run in runs),
         "summary": rows,
         "runs": [compact(run) for run in runs],
     }
