@@ -88,10 +88,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_label: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
         by_label.setdefault(run["label"], {})[run["seed"]] = run
-    usual: dict[str, Any] = {}
-    for run in runs:
-        if run["label"] == run["source"]:
-            usual = flat(run["settings"]) | usual
+    usual = usual_settings(runs)
     rows = []
     for label, found in by_label.items():
         first = next(iter(found.values()))
@@ -106,6 +103,15 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row["special"] = {name: v for name, v in flat(first["settings"]).items() if name in usual and v != usual[name]}
         rows.append(row)
     return rows
+
+
+def usual_settings(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of the runs that are called by their source; those of the generator are of the first that has one."""
+    usual: dict[str, Any] = {}
+    for run in runs:
+        if run["label"] == run["source"]:
+            usual = flat(run["settings"]) | usual
+    return usual
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -188,10 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows = summary(runs)
-    result = {
-        "settings": {
-            name: value for name, value in runs[0]["settings"].items() if name not in ("label_source", "seed")
-        },
+    result: dict[str, Any] = {
+        "settings": usual_settings(runs),
         "environments": distinct(run["environment"] for run in runs),
         "summary": rows,
         "runs": [compact(run) for run in runs],
