@@ -106,7 +106,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def usual_settings(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The settings of the runs that are called by their source; those of the generator are of the first that has one."""
+    """The settings of the runs that are called by their source; the generator's are of the first that has one."""
     usual: dict[str, Any] = {}
     for run in runs:
         if run["label"] == run["source"]:
