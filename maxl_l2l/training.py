@@ -150,13 +150,17 @@ def fit(
         run.start(epochs, resume)
         run.train(epochs, wanted)
     if run.is_inside_an_epoch and checkpoint is None:
-        warnings.warn(
-            f"`time_limit` ended the run inside epoch {len(run.history) + 1}. Without a checkpoint it can't go on from "
-            "there, and the history does not have that epoch; the learner holds what it has learned in it.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _warn_of_what_is_lost(run.history)
     return run.history
+
+
+def _warn_of_what_is_lost(history: History) -> None:
+    warnings.warn(
+        f"`time_limit` ended the run inside epoch {len(history) + 1}. Without a checkpoint it can't go on from "
+        "there, and the history does not have that epoch; the learner holds what it has learned in it.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _settings(run: Run, seed: int | None) -> dict[str, Any]:
