@@ -562,6 +562,8 @@ def test_page_shows_the_table_that_was_measured():
     page = (ROOT / "docs" / "cifar100.md").read_text()
     rows = json.loads((ROOT / "docs" / "cifar100-small.json").read_text())["summary"]
     assert f"<!-- table -->\n{summarize.table(rows)}\n<!-- /table -->" in page
+    (row,) = json.loads((ROOT / "docs" / "cifar100-small-released.json").read_text())["summary"]
+    assert f"single-task training reaches {summarize.in_hundredths(row['accuracy'], '.2f', '%')} in" in page
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="gpu.sh needs GNU timeout")

@@ -69,7 +69,7 @@ def load(folder: Path, cache: Path, download: bool = False) -> tuple[Images, Ima
     try:
         train, test = (CIFAR100(folder, train=train, download=download) for train in (True, False))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"`--data` must hold CIFAR-100, but torchvision says: {error} {TWO_WAYS}") from error
+        raise ValueError(f"`--data` must hold CIFAR-100, but torchvision says: {error}. {TWO_WAYS}") from error
     return from_torchvision(train), from_torchvision(test)
 
 
