@@ -599,3 +599,10 @@ def test_gpu_script_says_how_it_is_called():
     done = subprocess.run([ROOT / "examples" / "cifar100" / "gpu.sh"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "usage: examples/cifar100/gpu.sh DATA OUT MINUTES" in done.stderr
+
+
+def test_page_quotes_the_training_accuracy_that_was_measured():
+    page = (ROOT / "docs" / "cifar100.md").read_text()
+    runs = json.loads((ROOT / "docs" / "cifar100-small.json").read_text())["runs"]
+    found = [100 * one["train_accuracy"] for one in runs if one["label"] == "single"]
+    assert f"in the last epoch: {min(found):.1f} to {max(found):.1f} %)" in page

@@ -174,10 +174,12 @@ def distinct(environments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compact(run: dict[str, Any]) -> dict[str, Any]:
-    """A run without what can be computed from it, its curve of test accuracies in one list."""
+    """A run in short: its curve of test accuracies in one list, and its accuracy in training in the last epoch."""
     kept = ("label", "source", "seed", "accuracy", "seconds", "labels")
     curve = [round(record["test_accuracy"], 4) for record in run["epochs"]]
-    return {**{name: run[name] for name in kept if name in run}, "test_accuracy": curve}
+    last = run["epochs"][-1].get("accuracy")
+    own = {name: run[name] for name in kept if name in run}
+    return {**own, "train_accuracy": last if last is None else round(last, 4), "test_accuracy": curve}
 
 
 def main(arguments: list[str] | None = None) -> int:
