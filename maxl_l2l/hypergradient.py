@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .derivatives import Derivatives, StepResult
+from .derivatives import Derivatives
 from .errors import RankError, UnsupportedOperatorError
 from .finite_difference import Line, Norm, output_difference
 from .forward_mode import output_tangent, plain_kernels
@@ -151,21 +151,25 @@ class _Run:
             if cotangent is not None and parameters:
                 reduction.add(partial(one.grads, parameters, cotangent * self.options.loss_scale))
         found = reduction.total() or Grads([None] * len(parameters))
-        primary_loss, auxiliary_loss, outputs, targets = summary(self.passes)
-        primary_loss, (auxiliary_loss, meta_loss) = self.ranks.sums(primary_loss, auxiliary_loss, meta_loss)
+        generator_grads: dict[Tensor, Tensor] = {
+            p: g for p, g in zip(parameters, self.unscaled(found)) if g is not None
+        }
+        result = summary(self.passes)
+        primary_loss, (auxiliary_loss, meta_loss) = self.ranks.sums(
+            result.primary_loss, result.auxiliary_loss, meta_loss
+        )
         clipped = clip_by_norm(grads, self.inner.max_grad_norm)
         return Derivatives(
-            StepResult(
-                primary_loss,
-                auxiliary_loss,
-                None if meta_loss is None else meta_loss.detach(),
-                regularizer,
-                outputs,
-                targets,
-                torch.stack(list(errors)).max() if errors else None,
+            result._replace(
+                primary_loss=primary_loss,
+                auxiliary_loss=auxiliary_loss,
+                meta_loss=None if meta_loss is None else meta_loss.detach(),
+                regularizer=regularizer,
+                error=torch.stack(list(errors)).max() if errors else None,
+                hypergradient_norm=norm(generator_grads.values()) if generator_grads else None,
             ),
             {p: g.detach() for p, g in zip(self.parameters, clipped) if g is not None},
-            {p: g for p, g in zip(parameters, self.unscaled(found)) if g is not None},
+            generator_grads,
             self.buffers,
             self.generator_buffers,
             sum(map(num_samples, self.batches)) / self.num_samples,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .derivatives import StepResult
 from .finite_difference import Distance
 from .passes import RandomState, buffer_copies, clones, virtual_pass, within
 from .ranks import Ranks
@@ -227,16 +228,22 @@ class NetworkPass:
         return found
 
 
-def summary(passes: Sequence[NetworkPass]) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """The losses, primary outputs and targets of the whole batch, without a graph."""
-    auxiliary = [one.auxiliary_loss.detach() for one in passes if one.auxiliary_loss is not None]
-    targets = [one.targets.detach() for one in passes if one.targets is not None]
-    return (
+def summary(passes: Sequence[NetworkPass]) -> StepResult:
+    """The losses, outputs and targets of the whole batch, without a graph."""
+    with_task = [one for one in passes if one.targets is not None]
+    losses = [one.auxiliary_loss for one in with_task if one.auxiliary_loss is not None]
+    return StepResult(
         torch.stack([one.primary_loss.detach() for one in passes]).sum(),
-        torch.stack(auxiliary).sum() if auxiliary else None,
-        torch.cat([one.outputs.detach() for one in passes]),
-        torch.cat(targets) if targets else None,
+        torch.stack(losses).detach().sum() if losses else None,
+        outputs=_rows([one.outputs for one in passes]),
+        auxiliary_outputs=_rows([one.auxiliary for one in with_task]),
+        targets=_rows([one.targets for one in with_task if one.targets is not None]),
     )
+
+
+def _rows(parts: Sequence[Tensor]) -> Tensor | None:
+    """Parts of a batch as one, a copy without a graph; None if there are none."""
+    return torch.cat([part.detach() for part in parts]) if parts else None
 
 
 def backward(
@@ -246,6 +253,7 @@ def backward(
     cotangent: Tensor | None = None,
     parameters: Mapping[str, Tensor] | None = None,
     attached: bool = False,
+    retained: bool = False,
 ) -> Grads:
     """Differentiates what came out of a module's pass.
 
@@ -256,6 +264,7 @@ def backward(
         cotangent: Of the shape of output.
         parameters: Those of the pass, if they were not the module's own.
         attached: Whether the gradients can be differentiated again.
+        retained: Whether output can be.
 
     Returns:
         A gradient for each input, dense even for embeddings with ``sparse=True``; None if output does not depend on it.
@@ -266,6 +275,8 @@ def backward(
         module,
         parameters or {},
         buffer_copies(module),
-        lambda: torch.autograd.grad(output, inputs, cotangent, create_graph=attached, allow_unused=True),
+        lambda: torch.autograd.grad(
+            output, inputs, cotangent, retain_graph=retained or attached, create_graph=attached, allow_unused=True
+        ),
     )
     return [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]

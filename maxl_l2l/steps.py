@@ -181,9 +181,9 @@ def network_step(
         for p, grad in zip(parameters, reduction.total())
         if grad is not None
     }
-    primary_loss, auxiliary_loss, outputs, _ = summary(passes)
-    primary_loss, (auxiliary_loss,) = bilevel.ranks.sums(primary_loss, auxiliary_loss)
-    result = StepResult(primary_loss, auxiliary_loss, outputs=outputs, targets=targets)
+    result = summary(passes)
+    primary_loss, (auxiliary_loss,) = bilevel.ranks.sums(result.primary_loss, result.auxiliary_loss)
+    result = result._replace(primary_loss=primary_loss, auxiliary_loss=auxiliary_loss)
     derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {}, num_samples(batch) / total_samples)
     skipped = derivatives.check_finite(updates.scaler is not None)
     moved = _moved_buffers(bilevel, derivatives)
