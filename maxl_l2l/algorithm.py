@@ -27,6 +27,7 @@ from .checks import (
     check_rows,
 )
 from .compiled_pass import CompiledPass, compile_options
+from .cosine import gradient_cosine
 from .derivatives import StepResult
 from .hypergradient import METHODS, Options
 from .inner_pass import Batch, Bilevel, Experience, Objective, Pass, plain_pass
@@ -373,6 +374,34 @@ class AuxiliaryLabelGenerator(Learner):
         self._check_generator_optimizer(generator_optimizer)
         with self._in_step():
             return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
+
+    @_made_by_all_ranks
+    def gradient_cosine(
+        self, x: Any, y: Tensor, *, targets: Tensor | None = None, micro_batches: int = 1
+    ) -> Tensor | None:
+        """The cosine of the gradients of both terms of L1 on the parameters that both depend on.
+
+        Near 1 the auxiliary task pulls them the way of the primary one, near 0 it has nothing to do with it, below 0 it
+        is in its way: a diagnostic of the paper's released code. It costs half a :meth:`step` and changes nothing.
+
+        Args:
+            x: N samples.
+            y: Their primary labels, first dimension N.
+            targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None.
+            micro_batches: As in :meth:`step`.
+
+        Returns:
+            A scalar without a graph; None if the gradients have no parameter in common, or one of them is zero.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit.
+        """
+        self.check_batch(x, y)
+        options = self._options("forward", None, micro_batches)
+        if targets is not None:
+            self._check_given(targets, y)
+        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():
+            return gradient_cosine(self._bilevel(), (x, y), targets, options.micro_batches)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the passes of both networks that :meth:`step` and its relatives are made of.

@@ -25,9 +25,12 @@ class LabelSource(ABC):
 
     Attributes:
         trains_generator: Whether there is a second stage, which trains the generator.
+        num_elements: Elements of a batch that are the source's; one that follows is a label that somebody gave, which
+            nothing is trained with.
     """
 
     trains_generator: bool = False
+    num_elements: int = 2
 
     def label(self, dataset: Dataset[Any], psi: Hierarchy | Iterable[int]) -> Dataset[Any]:
         """Returns the dataset that this source trains on.
@@ -40,6 +43,10 @@ class LabelSource(ABC):
             The dataset itself, or one of items ``(x, y, label)`` for a source whose labels are fixed beforehand.
         """
         return dataset
+
+    def gradient_cosine(self, maxl: AuxiliaryLabelGenerator, batch: Any, micro_batches: int = 1) -> Tensor | None:
+        """Returns :meth:`AuxiliaryLabelGenerator.gradient_cosine` on a batch; None without an auxiliary task."""
+        return None
 
     @abstractmethod
     def network_step(
@@ -101,6 +108,9 @@ class GeneratedLabels(LabelSource):
     def __init__(self, method: str = "forward") -> None:
         self.method = method
 
+    def gradient_cosine(self, maxl: AuxiliaryLabelGenerator, batch: Any, micro_batches: int = 1) -> Tensor | None:
+        return maxl.gradient_cosine(*batch[:2], micro_batches=micro_batches)
+
     def network_step(
         self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer, **options: Any
     ) -> StepResult:
@@ -147,6 +157,8 @@ class EntropyLabels(GeneratedLabels):
 class FixedLabels(LabelSource):
     """One auxiliary class per training sample, chosen before training."""
 
+    num_elements = 3
+
     @abstractmethod
     def assign(self, dataset: Dataset[Any], y: Tensor, hierarchy: Hierarchy) -> Tensor:
         """Chooses the labels.
@@ -183,13 +195,20 @@ class FixedLabels(LabelSource):
     def network_step(
         self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: Optimizer, **options: Any
     ) -> StepResult:
-        if len(batch) != 3:
+        x, y, labels = self._elements(batch)
+        return maxl.network_step(x, y, optimizer, targets=labels, **options)
+
+    def gradient_cosine(self, maxl: AuxiliaryLabelGenerator, batch: Any, micro_batches: int = 1) -> Tensor | None:
+        x, y, labels = self._elements(batch)
+        return maxl.gradient_cosine(x, y, targets=labels, micro_batches=micro_batches)
+
+    def _elements(self, batch: Any) -> tuple[Any, Tensor, Tensor]:
+        if len(batch) < 3:
             raise ValueError(
                 f"`loader` must yield (x, y, label) for {type(self).__name__}, found {len(batch)} elements. "
                 "Make it from source.label(dataset, psi)."
             )
-        x, y, labels = batch
-        return maxl.network_step(x, y, optimizer, targets=labels, **options)
+        return batch[0], batch[1], batch[2]
 
 
 class RandomLabels(FixedLabels):
@@ -224,7 +243,7 @@ class HumanLabels(FixedLabels):
 
 
 class LabelledDataset(Dataset[Any]):
-    """A dataset of ``(x, y)`` with a label added to each item.
+    """A dataset of ``(x, y)`` with a label put behind y in each item; what stood there follows.
 
     Args:
         dataset: Items ``(x, y)``, N of them.
@@ -235,9 +254,9 @@ class LabelledDataset(Dataset[Any]):
         self.dataset = dataset
         self.labels = labels
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, Tensor]:
-        x, y = self.dataset[index][:2]
-        return x, y, self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        x, y, *others = self.dataset[index]
+        return x, y, self.labels[index], *others
 
     def __len__(self) -> int:
         return len(self.labels)
