@@ -16,6 +16,8 @@ VISION = ["torchvision>=0.19"]
 HIGHER = ["higher>=0.2.1"]
 TORCHOPT = ["torchopt>=0.7"]
 PLOTS = ["matplotlib>=3.6"]
+METRICS = ["scipy>=1.8"]
+TENSORBOARD = ["tensorboard"]
 DEMO = [*KMEANS, *PROGRESS, *PLOTS]
 
 setup(
@@ -38,6 +40,8 @@ setup(
         "vision": VISION,
         "progress": PROGRESS,
         "kmeans": KMEANS,
+        "metrics": METRICS,
+        "tensorboard": TENSORBOARD,
         "lightning": LIGHTNING,
         "demo": DEMO,
         # All that the benchmarks and the tests need but learn2learn.
@@ -48,6 +52,8 @@ setup(
             *HIGHER,
             *LIGHTNING,
             *TORCHOPT,
+            *METRICS,
+            *TENSORBOARD,
             "timm>=1.0",
             "transformers>=5",
             "pytest>=8",

@@ -17,6 +17,7 @@ from .hierarchy import Hierarchy
 from .history import History
 from .losses import entropy_loss, focal_loss, masked_softmax
 from .maxl import MAXL
+from .metrics import Metrics
 from .model_check import ModelCheck, check_model
 from .networks import LabelGenerator, MultiTaskNetwork
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
@@ -34,6 +35,7 @@ __all__ = [
     "fit",
     "evaluate",
     "History",
+    "Metrics",
     "StepResult",
     "NonFiniteError",
     "check_model",

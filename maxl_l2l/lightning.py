@@ -17,11 +17,15 @@ from .batches import moved
 from .calls import logits_of
 from .checks import check_choice, check_count, check_kind, some
 from .extras import missing
+from .label_meter import LabelMeter
+from .loggers import scalars
 from .measures import accuracy
+from .metrics import Metrics, hierarchy_of
 from .micro_batches import joined
 from .passes import cuda_devices
 from .ranks import Ranks
 from .sources import GeneratedLabels, LabelSource
+from .watch import warn_of_collapse
 
 try:
     import lightning as L
@@ -31,7 +35,7 @@ except ImportError as error:
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
-LOSSES = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer")
+LOGGED = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "hypergradient_norm")
 SAVED = "maxl_l2l"
 """The key of a checkpoint that holds what Lightning would not save."""
 
@@ -44,8 +48,9 @@ class LightningMAXL(L.LightningModule):
     anew until the longer one ends.
 
     Logged are means over an epoch, named as in :func:`~maxl_l2l.training.fit`: ``primary_loss``, ``auxiliary_loss``,
-    ``meta_loss``, ``regularizer``, ``accuracy``, with a gradient scaler the number of steps that it ``skipped``,
-    ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``; and ``loss``, the multi-task loss of a step.
+    ``meta_loss``, ``regularizer``, ``hypergradient_norm``, ``accuracy``, with a gradient scaler the number of steps
+    that it ``skipped``, ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``; what metrics ask for, with
+    one number a primary class as ``sub_classes_per_class/3``; and ``loss``, the multi-task loss of a step.
     ``training_step`` returns the fields of :class:`~maxl_l2l.derivatives.StepResult`, for callbacks.
 
     As everywhere in Lightning, each optimizer's step counts: ``trainer.global_step``, ``max_steps`` and
@@ -71,6 +76,7 @@ class LightningMAXL(L.LightningModule):
         accumulate: Batches that make one step together, as one large batch would but for BatchNorm; what is left at
             the end of an epoch makes one too.
         max_grad_norm: See above.
+        metrics: As in :func:`~maxl_l2l.training.fit`; how fast it is, Lightning's ThroughputMonitor tells.
 
     Raises:
         TypeError, ValueError: An argument does not fit; or, when training starts, a setting of the Trainer.
@@ -98,6 +104,7 @@ class LightningMAXL(L.LightningModule):
         meta_every: int = 1,
         accumulate: int = 1,
         max_grad_norm: float | None = None,
+        metrics: bool | Metrics = False,
     ) -> None:
         super().__init__()
         check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
@@ -124,6 +131,9 @@ class LightningMAXL(L.LightningModule):
             (optimizer or partial(SGD, lr=maxl.lr), scheduler),
             (generator_optimizer or partial(SGD, lr=1e-3, weight_decay=5e-4), generator_scheduler),
         )
+        self.metrics = Metrics.of(metrics)
+        self._labels: LabelMeter | None = None
+        self._records: list[dict[str, Any]] = []
         self._waiting: list[Any] = []
         self._resumed: dict[str, Any] | None = None
 
@@ -150,7 +160,7 @@ class LightningMAXL(L.LightningModule):
             return None
         batches, self._waiting, self._resumed = self._waiting, [], None
         number = batch_idx // self.accumulate
-        result = self._step(batches, self.source.trains_generator and number % self.meta_every == 0)
+        result = self._step(batches, number)
         self._schedule("step", number + 1)
         if last:  # not in a later hook: validation comes before it, and may write a checkpoint
             self._schedule("epoch", self.trainer.current_epoch + 1)
@@ -182,7 +192,7 @@ class LightningMAXL(L.LightningModule):
                 f"`configure_optimizers` must return {wanted} optimizers, of maxl.network and of maxl.generator, "
                 f"found {found}. Return them in a list, in this order."
             )
-        self._waiting = []
+        self._waiting, self._records = [], []
         if self.trainer.world_size > 1:
             self.maxl.distribute()
         else:
@@ -193,8 +203,14 @@ class LightningMAXL(L.LightningModule):
             self.maxl.experience.load_state_dict(self._resumed["experience"])
         self._restore_random()
 
+    def on_train_epoch_start(self) -> None:
+        """Begins to measure labels, if that is asked for."""
+        hierarchy = None if self.metrics is None else hierarchy_of(self.maxl)
+        self._labels = None if hierarchy is None else LabelMeter(hierarchy, self.device)
+
     def on_train_epoch_end(self) -> None:
-        """Steps the schedulers that wait for a metric of the validation."""
+        """Logs what labels are like, and steps the schedulers that wait for a metric of the validation."""
+        self._tell_of_labels()
         self._restore_random()  # if nothing was trained: validation had written the checkpoint, and this is the rest
         self._waiting = []
         self.maxl.end_epoch()
@@ -222,12 +238,26 @@ class LightningMAXL(L.LightningModule):
             for device, state in zip(cuda_devices(self.maxl), others):
                 torch.cuda.set_rng_state(state, device)
 
+    def _tell_of_labels(self) -> None:
+        """Logs what labels were like in this epoch, and warns if these and those before say nothing."""
+        if self._labels is None or self.metrics is None:
+            return
+        self._labels.join(self.maxl.ranks)
+        found, hierarchy = self._labels.values(), self._labels.hierarchy
+        self.log_dict(scalars(found), sync_dist=True)
+        self._records.append(found)
+        if self.metrics.patience is not None and self.source.trains_generator and self.global_rank == 0:
+            warn_of_collapse(self._records, hierarchy, self.metrics.patience)
+
     def _trained(self) -> tuple[nn.Module, ...]:
         return (self.maxl.network, self.maxl.generator)[: 1 + self.source.trains_generator]
 
-    def _step(self, batches: list[Any], turn: bool) -> dict[str, Any]:
-        """Takes a step, of the generator too if it is its turn."""
-        batch, meta_batch = self._joined(batches, "train", 3), self._joined(batches, "meta", 2)
+    def _step(self, batches: list[Any], number: int) -> dict[str, Any]:
+        """Takes a step, of the generator too if it is its turn in an epoch's step of that number."""
+        turn = self.source.trains_generator and number % self.meta_every == 0
+        elements = self.source.num_elements
+        batch = self._joined(batches, "train", elements + (self.metrics is not None))
+        meta_batch = self._joined(batches, "meta", 2)
         found: Any = self.optimizers()
         optimizers: list[Any] = found if isinstance(found, list) else [found]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -238,14 +268,21 @@ class LightningMAXL(L.LightningModule):
             "epsilon": self.epsilon if turn else None,
         }
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        every = None if self.metrics is None else self.metrics.gradient_cosine
+        if every is not None and number % every == 0:
+            cosine = self.source.gradient_cosine(self.maxl, batch, len(batches))
+            self._log(batch[1], {"gradient_cosine": cosine})
         if turn:
             result = self.source.step(self.maxl, batch, optimizers[0], optimizers[1], meta_batch, **given)
         else:
             result = self.source.network_step(self.maxl, batch, optimizers[0], **given)
         y, loss = batch[1], result.primary_loss + (0 if result.auxiliary_loss is None else result.auxiliary_loss)
         self.log("loss", loss, prog_bar=True, batch_size=len(y))
-        self._log(y, {name: getattr(result, name) for name in LOSSES})
+        self._log(y, {name: getattr(result, name) for name in LOGGED})
         self._log(y, {"accuracy": None if result.outputs is None else accuracy(result.outputs, y)}, prog_bar=True)
+        if self._labels is not None:
+            labels = batch[elements] if len(batch) > elements else None
+            self._labels.add(result.targets, y, result.auxiliary_outputs, labels)
         if scaler is not None:
             skipped = result.skipped / self.trainer.world_size  # all processes skip together
             self.log("skipped", skipped, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)

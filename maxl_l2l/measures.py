@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .derivatives import StepResult
+from .label_meter import LabelMeter
 from .ranks import Ranks
 
 
@@ -70,13 +71,16 @@ class Usage:
 class Measured:
     """What an epoch under way has measured so far.
 
+    Args:
+        labels: Measures labels, if that is asked for.
+
     Attributes:
         steps: How many steps have been taken.
         skipped: How many of them were skipped by a gradient scaler.
     """
 
-    def __init__(self) -> None:
-        self.means, self.usage = Means(), Usage()
+    def __init__(self, labels: LabelMeter | None = None) -> None:
+        self.means, self.usage, self.labels = Means(), Usage(), labels
         self.steps = self.skipped = 0
         self.begun = time.perf_counter()
 
@@ -85,8 +89,15 @@ class Measured:
         """How long the epoch has taken."""
         return time.perf_counter() - self.begun
 
-    def add(self, result: StepResult, y: Tensor, trains_network: bool) -> None:
-        """Adds a step on a batch with classes y; what is measured of the network counts if it was trained."""
+    def add(self, result: StepResult, y: Tensor, trains_network: bool, given: Any = None) -> None:
+        """Adds a step on a batch with classes y; what is measured of the network counts if it was trained.
+
+        Args:
+            result: Of the step.
+            y: The primary labels.
+            trains_network: Whether the network was.
+            given: Labels that somebody gave, if any.
+        """
         count = len(y)
         self.steps += 1
         self.skipped += result.skipped
@@ -96,17 +107,23 @@ class Measured:
             if result.outputs is not None:
                 self.means.add("accuracy", accuracy(result.outputs, y), count)
             self.usage.add(result.targets)
+            if self.labels is not None:
+                self.labels.add(result.targets, y, result.auxiliary_outputs, given)
         self.means.add("meta_loss", result.meta_loss, count)
         self.means.add("regularizer", result.regularizer, count)
+        self.means.add("hypergradient_norm", result.hypergradient_norm, count)
 
     def join(self, ranks: Ranks) -> None:
         """Adds what the other ranks have measured."""
         self.means.join(ranks)
         self.usage.join(ranks)
+        if self.labels is not None:
+            self.labels.join(ranks)
 
-    def values(self) -> dict[str, float]:
-        """Returns the means so far and the auxiliary classes in use, by name."""
-        return {**self.means.values(), **self.usage.values()}
+    def values(self) -> dict[str, Any]:
+        """Returns the means so far, the auxiliary classes in use, and what is measured of labels, by name."""
+        labels = {} if self.labels is None else self.labels.values()
+        return {**self.means.values(), **self.usage.values(), **labels}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and plain data from which the sums go on to the last digit."""
@@ -118,6 +135,7 @@ class Measured:
             "steps": self.steps,
             "skipped": int(self.skipped),
             "seconds": self.seconds,
+            "labels": None if self.labels is None else self.labels.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -128,3 +146,5 @@ class Measured:
         self.means.counts, self.usage.used = dict(state["counts"]), set(state["used"])
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.begun = time.perf_counter() - state["seconds"]
+        if self.labels is not None and state["labels"] is not None:
+            self.labels.load_state_dict(state["labels"])

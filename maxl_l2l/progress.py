@@ -13,7 +13,18 @@ try:
 except ImportError:
     tqdm = None
 
-SHOWN = ("test_accuracy", "accuracy", "sub_classes", "primary_loss", "auxiliary_loss", "meta_loss", "test_loss")
+SHOWN = (
+    "test_accuracy",
+    "accuracy",
+    "sub_classes",
+    "primary_loss",
+    "auxiliary_loss",
+    "meta_loss",
+    "label_entropy",
+    "nmi_within",
+    "gradient_cosine",
+    "test_loss",
+)
 """What the progress bar shows, the most telling first: a narrow terminal cuts the rest off."""
 
 

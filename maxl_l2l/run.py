@@ -18,13 +18,17 @@ from .clock import Clock
 from .errors import NonFiniteError
 from .evaluation import device_of, evaluate
 from .history import History
+from .label_meter import LabelMeter
+from .loggers import Loggers
 from .measures import Measured
+from .metrics import Metrics, hierarchy_of
 from .passes import cuda_devices
 from .progress import Bar
 from .replay import Pairs, RandomNumbers
 from .schedules import Step, stages
 from .settings import check_same_settings
 from .sources import LabelSource
+from .watch import warn_of_collapse
 
 
 @dataclass
@@ -53,6 +57,8 @@ class Run:
     checkpoint: Path | None
     history: History
     clock: Clock
+    metrics: Metrics | None
+    loggers: Loggers
     steps: int = 0
     measured: Measured | None = None
     pairs: Pairs | None = None
@@ -62,6 +68,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.numbers = RandomNumbers(cuda_devices(self.maxl), (self.loader, self.meta_loader, self.test_loader))
+        self.hierarchy = hierarchy_of(self.maxl)
 
     def start(self, epochs: int, resume: bool) -> None:
         """Goes to where the checkpoint is, if that is wanted and there is one, and meets the other ranks there."""
@@ -86,6 +93,7 @@ class Run:
                     break
                 self.history.epochs.append(record)
                 bar.show(record)
+                self.tell(record)
                 self.clock.end_step()
                 if self.stops(due=self.clock.checkpoint_minutes is None or len(self.history) == epochs):
                     break
@@ -103,7 +111,7 @@ class Run:
         """Trains for an epoch, or what is left of it, and returns its record; None if time was up inside it."""
         inside, self.inside = self.inside or {"stage": 0, "place": None, "measured": None}, None
         set_epoch(self.loader, len(self.history))
-        self.measured, place = Measured(), inside["place"]
+        self.measured, place = self.measures(), inside["place"]
         if inside["measured"] is not None:
             self.measured.load_state_dict(inside["measured"], device_of(self.maxl))
         stages = self.stages()
@@ -127,10 +135,14 @@ class Run:
         self.pairs = Pairs(self.loader, self.meta_loader if last else None, self.numbers)
         for batch, meta_batch in self.batches(self.pairs, place):
             with self.maxl.ranks.call("fit"):
+                self.compare_gradients(batch, measured)
                 result = step(batch, meta_batch, self.pairs.done % self.meta_every == 0)
             if result is not None:
                 self.steps += 1
-                measured.add(result, batch[1], trains_network=self.stage == 0)
+                given = batch[self.source.num_elements] if len(batch) > self.source.num_elements else None
+                measured.add(result, batch[1], self.stage == 0, given)
+                if self.maxl.ranks.rank == 0:
+                    self.loggers.step(self.steps, result)
             self.pairs.mark()
             bar.advance(measured)
             if self.maxl.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
@@ -138,6 +150,28 @@ class Run:
                 if self.stops():
                     return False
         return True
+
+    def measures(self) -> Measured:
+        """What an epoch is measured with."""
+        if self.metrics is None or self.hierarchy is None:
+            return Measured()
+        return Measured(LabelMeter(self.hierarchy, device_of(self.maxl)))
+
+    def compare_gradients(self, batch: Any, measured: Measured) -> None:
+        """Measures the gradient cosine at the parameters that a step starts from, if it is wanted and its turn."""
+        every = None if self.metrics is None else self.metrics.gradient_cosine
+        if every is not None and self.stage == 0 and measured.steps % every == 0:
+            cosine = self.source.gradient_cosine(self.maxl, batch, self.options.get("micro_batches", 1))
+            measured.means.add("gradient_cosine", cosine, len(batch[1]))
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Logs an epoch, and warns if its labels and those before say nothing."""
+        if self.maxl.ranks.rank != 0:
+            return
+        self.loggers.epoch(self.steps, record)
+        patience = None if self.metrics is None or not self.source.trains_generator else self.metrics.patience
+        if patience is not None and self.hierarchy is not None:
+            warn_of_collapse(self.history.epochs, self.hierarchy, patience, stacklevel=4)
 
     def batches(self, pairs: Pairs, place: dict[str, Any] | None) -> Iterator[tuple[Any, Any]]:
         """Yields batches and meta batches on the learner's device."""
@@ -166,6 +200,8 @@ class Run:
         measured.join(self.maxl.ranks)
         record: dict[str, Any] = {"epoch": len(self.history) + 1, **measured.values()}
         record["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        if self.metrics is not None:
+            record["steps_per_second"] = round(measured.steps / measured.seconds, 3)
         if "scaler" in self.options:
             record["skipped"] = measured.skipped
         with warnings.catch_warnings():

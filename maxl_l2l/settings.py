@@ -10,8 +10,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .algorithm import AuxiliaryLabelGenerator
-from .hierarchy import Hierarchy
 from .maxl import MAXL
+from .metrics import hierarchy_of
 
 VERSIONS = ("torch",)
 """What a run may go on with another one of."""
@@ -21,8 +21,8 @@ def learner_settings(maxl: AuxiliaryLabelGenerator) -> dict[str, Any]:
     """What a learner is made of: the size of its networks, its hierarchy and its losses as far as it has them."""
     networks = (maxl.network, maxl.generator)
     found: dict[str, Any] = {"parameters": [sum(p.numel() for p in network.parameters()) for network in networks]}
-    hierarchy = getattr(maxl, "hierarchy", None)  # which may be the model's own, and something else
-    if isinstance(hierarchy, Hierarchy):
+    hierarchy = hierarchy_of(maxl)
+    if hierarchy is not None:
         found["psi"] = list(hierarchy.psi)
     if isinstance(maxl, MAXL):
         found |= {"gamma": maxl.gamma, "entropy_weight": maxl.entropy_weight}

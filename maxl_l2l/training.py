@@ -18,6 +18,8 @@ from .batches import check_loader
 from .checks import check_choice, check_count, check_kind, check_number
 from .clock import Clock
 from .history import History
+from .loggers import Loggers
+from .metrics import Metrics
 from .passes import cuda_devices
 from .progress import progress_wanted
 from .replay import NEXT
@@ -50,6 +52,9 @@ def fit(
     checkpoint_minutes: float | None = None,
     time_limit: float | None = None,
     settings: Mapping[str, Any] | None = None,
+    metrics: bool | Metrics = False,
+    logger: Any = None,
+    log_every: int = 50,
 ) -> History:
     """Trains a model with auxiliary labels.
 
@@ -84,6 +89,11 @@ def fit(
             save took; for that it saves after the first batch. ``len(history) < epochs`` tells that it was stopped.
             Without checkpoint, an epoch that was begun is not recorded; the learner keeps what it has learned in it.
         settings: What else this run is made of, ``{"width": 0.5}`` say, plain data: it joins ``history.settings``.
+        metrics: Whether to record what the labels are like, see below, and to warn when they say nothing (have
+            collapsed into one sub-class, or stay uniform); :class:`Metrics` to choose.
+        logger: Where records go while training: a ``torch.utils.tensorboard.SummaryWriter``, a logger of Lightning's,
+            or a list of these. Rank 0 alone logs.
+        log_every: Every how many-th step's losses are logged, under ``step/``; epochs are in any case.
 
     A run that is resumed equals an uninterrupted one to the last digit on the CPU, as far as its data depend on
     torch's random numbers, data loaders' own and their workers' included: batches that were done are drawn again and
@@ -97,9 +107,17 @@ def fit(
     Returns:
         The history of the finished epochs. Each records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``,
         ``regularizer`` (means over samples, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary
-        classes that were the most probable label of at least one sample) where they apply, ``test_loss`` and
-        ``test_accuracy`` with a test_loader, ``lr`` and ``seconds``; with a scaler also ``skipped``, the steps whose
-        gradient overflowed.
+        classes that were the most probable label of at least one sample) and ``hypergradient_norm`` (Euclidean, before
+        clipping) where they apply, ``test_loss`` and ``test_accuracy`` with a test_loader, ``lr`` and ``seconds``; with
+        a scaler also ``skipped``, the steps whose gradient overflowed.
+
+        With metrics also ``auxiliary_accuracy`` (of the auxiliary head, against the most probable label),
+        ``label_entropy`` (mean over samples, nats), ``relative_label_entropy`` (the same over log psi[y]: 1 is uniform;
+        of classes that are split), ``mean_label_entropy`` (of the epoch's mean label, nats), ``use`` (K counts: samples
+        whose most probable label each is), ``sub_classes_per_class`` (C counts: of these in use), ``steps_per_second``,
+        and where it is asked for ``gradient_cosine``. If batches have one more element, int64 labels that somebody gave
+        (negative where there is none), then also the agreement with them: ``nmi``, ``nmi_within`` and ``purity``, see
+        :func:`~maxl_l2l.agreement.agreement`. Labels are those that the network was trained with.
 
     Raises:
         TypeError, ValueError: An argument does not fit.
@@ -120,6 +138,7 @@ def fit(
     check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
     check_count(epochs, "epochs", "Say how often to go through loader.")
     check_count(meta_every, "meta_every", "Use 1 to train the generator on every batch.")
+    check_count(log_every, "log_every", "Use 1 to log every step.")
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
     if source is not None:
         check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
@@ -141,6 +160,8 @@ def fit(
         None if checkpoint is None else Path(checkpoint),
         History(),
         Clock(checkpoint_minutes, time_limit),
+        Metrics.of(metrics),
+        Loggers(logger, log_every),
     )
     run.history.settings = joined_settings(_settings(run, seed), settings)
     isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))

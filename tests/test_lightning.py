@@ -1,7 +1,6 @@
 """Lightning's own Trainer trains, evaluates, saves and resumes a learner, and computes what `step` and `fit` do."""
 
 import csv
-import json
 import math
 import os
 import re
@@ -25,8 +24,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from benchmarks import lightning_overhead
-from maxl_l2l import MAXL, EntropyLabels, GeneratedLabels, NonFiniteError, RandomLabels, SingleTask, evaluate, fit
+from maxl_l2l import (
+    MAXL,
+    EntropyLabels,
+    GeneratedLabels,
+    HumanLabels,
+    Metrics,
+    NonFiniteError,
+    RandomLabels,
+    SingleTask,
+    evaluate,
+    fit,
+)
 from maxl_l2l.lightning import LightningMAXL
+from maxl_l2l.loggers import scalars
 from maxl_l2l.micro_batches import joined, split
 
 ROOT = Path(__file__).parents[1]
@@ -117,11 +128,46 @@ def test_metrics_are_the_history_of_fit():
     )
     module = fitted(learner(), loader(16), loader(30), epochs=2)
     found, last = module.trainer.callback_metrics, history.epochs[-1]
-    names = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "accuracy")
+    names = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "hypergradient_norm", "accuracy")
     assert set(found) == {*names, "loss", "val_loss", "val_accuracy"}
     assert [float(found[name]) for name in names] == pytest.approx([last[name] for name in names], rel=1e-5)
     evaluated = [float(found[f"val_{name}"]) for name in ("loss", "accuracy")]
     assert evaluated == pytest.approx([last["test_loss"], last["test_accuracy"]], rel=1e-5)
+
+
+def with_given_labels(data):
+    return TensorDataset(*data.tensors, torch.randint(0, 5, (len(data),), generator=torch.Generator().manual_seed(3)))
+
+
+def test_metrics_of_labels_are_those_of_fit_too():
+    wanted, maxl = Metrics(gradient_cosine=2), learner()
+    data = loader(16, with_given_labels(dataset()))
+    pair = dict(zip(("optimizer", "generator_optimizer"), optimizers(maxl)))
+    history = fit(maxl, data, 2, **pair, progress=False, metrics=wanted)
+    module = fitted(learner(), data, epochs=2, metrics=wanted)
+    expected = scalars(history.epochs[-1])
+    for name in ("epoch", "lr", "sub_classes", "seconds", "steps_per_second"):
+        expected.pop(name)
+    found = {name: float(value) for name, value in module.trainer.callback_metrics.items() if name != "loss"}
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert {"gradient_cosine", "nmi_within", "purity", "sub_classes_per_class/2"} < set(found)
+
+
+def test_labels_given_with_fixed_ones_are_compared_with_these():
+    data = HumanLabels(dataset().tensors[1] * 2).label(with_given_labels(dataset()), [2, 2, 2])
+    maxl = learner(psi=[2, 2, 2])
+    module = fitted(maxl, loader(data=data), source=RandomLabels(0), metrics=Metrics(patience=1))
+    assert 0 < module.trainer.callback_metrics["nmi"] < 1
+
+
+def test_labels_that_stay_uniform_are_warned_of():
+    maxl = learner()
+    torch.nn.init.zeros_(maxl.generator.body[-1].weight)
+    torch.nn.init.zeros_(maxl.generator.body[-1].bias)
+    module = LightningMAXL(maxl, SGD, partial(torch.optim.SGD, lr=0.0), metrics=Metrics(patience=2))
+    with pytest.warns(RuntimeWarning, match="labels have stayed uniform for 2 epochs") as found:
+        trainer(max_epochs=3).fit(module, loader())
+    assert sum("uniform" in str(one.message) for one in found) == 1
 
 
 def test_several_batches_make_one_step_and_so_does_the_rest_of_an_epoch():
@@ -679,10 +725,3 @@ def test_overhead_is_measured():
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found["seconds"].values())
     assert found["rows"][0]["ratio"] == {"median": 1, "low": 1, "high": 1}
     assert lightning_overhead.table(found["rows"]).count("\n") == 5
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("cpu-lightning*.json")))
-def test_readme_shows_the_measured_overhead(path):
-    readme = (ROOT / "benchmarks" / "README.md").read_text()
-    for found in json.loads(path.read_text())["lightning"]:
-        assert lightning_overhead.table(found["rows"]) in readme

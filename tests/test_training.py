@@ -67,7 +67,7 @@ def test_training_generalises_and_records(schedule):
     assert len(history) == 15
     record = history.epochs[-1]
     expected = {"epoch", "primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "accuracy", "sub_classes"}
-    assert set(record) == expected | {"test_loss", "test_accuracy", "lr", "seconds"}
+    assert set(record) == expected | {"hypergradient_norm", "test_loss", "test_accuracy", "lr", "seconds"}
     assert record["test_accuracy"] > 0.85
     assert history["primary_loss"][-1] < history["primary_loss"][0]
     assert 2 <= record["sub_classes"] <= 5

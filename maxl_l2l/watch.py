@@ -1,0 +1,86 @@
+"""The collapse watch: whether invented labels say anything, and what to change if not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .checks import some
+from .hierarchy import Hierarchy
+
+SINGLE = UNIFORM = 0.99
+"""The share of a class's samples in one sub-class, and of a uniform label's entropy, from which labels say nothing."""
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What is wrong with the labels of an epoch, if anything.
+
+    Attributes:
+        single: Primary classes that are split by psi, but have at least 99 % of their samples in one sub-class; none
+            where labels are uniform, as the most probable sub-class means nothing then.
+        uniform: Whether the labels' mean entropy is at least 99 % of that of uniform ones.
+    """
+
+    single: tuple[int, ...] = ()
+    uniform: bool = False
+
+
+def collapse_of(record: Mapping[str, Any], hierarchy: Hierarchy) -> Collapse:
+    """Judges an epoch's labels.
+
+    Args:
+        record: Of a history, with ``use`` and ``relative_label_entropy``; without them nothing is wrong.
+        hierarchy: The hierarchy.
+
+    Example:
+        >>> collapse_of({"use": [50, 0, 20, 30], "relative_label_entropy": 0.7}, Hierarchy([2, 2]))
+        Collapse(single=(0,), uniform=False)
+    """
+    if record.get("relative_label_entropy", 0.0) >= UNIFORM:
+        return Collapse(uniform=True)
+    single = []
+    if "use" in record:
+        for primary, size in enumerate(hierarchy.psi):
+            block = hierarchy.block(primary)
+            counts = record["use"][block.start : block.stop]
+            # Of a single sample nothing can be said.
+            if size > 1 and sum(counts) > 1 and max(counts) >= SINGLE * sum(counts):
+                single.append(primary)
+    return Collapse(tuple(single))
+
+
+def warn_of_collapse(
+    records: Sequence[Mapping[str, Any]], hierarchy: Hierarchy, patience: int, stacklevel: int = 2
+) -> None:
+    """Warns if labels have collapsed, or have been uniform, for so many epochs in a row up to the last, and not longer.
+
+    Args:
+        records: Of a history, one an epoch.
+        hierarchy: The hierarchy.
+        patience: How many epochs in a row.
+        stacklevel: As in ``warnings.warn``, seen from here.
+    """
+    found = [collapse_of(record, hierarchy) for record in records[-patience - 1 :]]
+    if len(found) < patience:
+        return
+    last, before = found[-patience:], found[:-patience]
+    single = set.intersection(*(set(one.single) for one in last)).difference(*(one.single for one in before))
+    if single:
+        names = some([str(primary) for primary in sorted(single)])
+        warnings.warn(
+            f"labels have collapsed: primary class {names} has kept to a single sub-class for {patience} epochs. "
+            "Raise entropy_weight, lower the generator's learning rate, or give such a class fewer sub-classes in psi.",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )
+    if all(one.uniform for one in last) and not any(one.uniform for one in before):
+        warnings.warn(
+            f"labels have stayed uniform for {patience} epochs: they say no more of a sample than its class. "
+            "Raise the generator's learning rate or train longer; train with source=EntropyLabels() too, to see "
+            "whether a gain comes from the meta gradient.",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )
