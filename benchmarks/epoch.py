@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from examples.cifar100.arithmetic import PRECISIONS, arithmetic, matrix_rate, synchronize
 from examples.cifar100.data import Batches, Images
 from examples.cifar100.levels import task
+from examples.cifar100.markdown import markdown
 from examples.cifar100.networks import HEADS, network
 from examples.cifar100.recipes import Recipe
 from maxl_l2l import MAXL
@@ -166,19 +167,19 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in found:
-        ratio = row["ratio_to_unroll"]
-        cells = [
-            row["way"],
-            f"{row['seconds_an_epoch']:.1f}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            f"{row['images_a_second']:,.0f}",
-            f"{100 * row['share_of_matrix_rate']:.0f} %",
-            "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(COLUMNS, map(cells, found))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    ratio = row["ratio_to_unroll"]
+    return [
+        row["way"],
+        f"{row['seconds_an_epoch']:.1f}",
+        f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        f"{row['images_a_second']:,.0f}",
+        f"{100 * row['share_of_matrix_rate']:.0f} %",
+        "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}",
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from examples.cifar100.markdown import markdown
 from maxl_l2l import MAXL, fit
 from maxl_l2l.lightning import LightningMAXL
 
@@ -43,7 +44,7 @@ TITLES = {
     "lightning": "Lightning, no logger, no progress bar",
     "lightning-shown": "Lightning, `CSVLogger` and progress bar",
 }
-COLUMNS = ("", "Milliseconds an iteration", "Ratio to the loop", "Milliseconds more")
+COLUMNS = ("", "Milliseconds an iteration", "Ratio to the first", "Milliseconds more")
 Epoch = Callable[[], float]
 """Trains for an epoch and returns how many seconds it took."""
 
@@ -135,15 +136,15 @@ def measure(name: str, batch: int, iterations: int, repeats: int) -> dict[str, A
                 taken = epoch() / iterations
                 if repeat >= 0:
                     seconds[entrant].append(taken)
-    return {"network": name, "batch": batch, "rows": rows(seconds), "seconds": seconds}
+    return {"network": name, "batch": batch, "rows": rows(seconds, TITLES), "seconds": seconds}
 
 
-def rows(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """One row an entrant; ratio and difference are taken repeat by repeat."""
+def rows(seconds: dict[str, list[float]], titles: dict[str, str]) -> list[dict[str, Any]]:
+    """One row an entrant; ratio to and difference from the plain one are taken repeat by repeat."""
     return [
         {
             "entrant": entrant,
-            "title": TITLES[entrant],
+            "title": titles[entrant],
             "seconds": spread(own),
             "ratio": spread([one / other for one, other in zip(own, seconds["plain"])]),
             "more": spread([one - other for one, other in zip(own, seconds["plain"])]),
@@ -154,17 +155,17 @@ def rows(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Rows as a table in Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in found:
-        ratio, more = row["ratio"], row["more"]
-        cells = [
-            row["title"],
-            f"{1000 * row['seconds']['median']:.1f}",
-            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
-            "" if row["entrant"] == "plain" else f"{1000 * more['median']:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(COLUMNS, map(cells, found))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    ratio, more = row["ratio"], row["more"]
+    return [
+        row["title"],
+        f"{1000 * row['seconds']['median']:.1f}",
+        f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
+        "" if row["entrant"] == "plain" else f"{1000 * more['median']:.1f}",
+    ]
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.cifar100.markdown import markdown
 from maxl_l2l import MAXL
 
 from .environment import environment, write
@@ -162,19 +163,19 @@ def measure(name: str, batch: int, ranks: int, repeats: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a table in Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        ratio = row["ratio"]
-        cells = [
-            row["title"],
-            f"{row['seconds']['median']:.3g}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "",
-            f"{row['of_parameters']:.2f}" if "bytes" in row else "",
-            str(row.get("collectives", "")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(COLUMNS, map(cells, rows))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    ratio = row["ratio"]
+    return [
+        row["title"],
+        f"{row['seconds']['median']:.3g}",
+        f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "",
+        f"{row['of_parameters']:.2f}" if "bytes" in row else "",
+        str(row.get("collectives", "")),
+    ]
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from examples.cifar100.markdown import markdown
+
 from .case import Case
 from .libraries import CONTENDERS
 from .measure import Result
@@ -45,20 +47,20 @@ def note(result: Result) -> str:
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Rows as a table in Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in found:
-        seconds, ratio = row["seconds"], row["ratio"]
-        cells = [
-            row["title"],
-            "" if seconds is None else f"{seconds['median']:.4g}",
-            "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
-            "" if row["error"] is None else f"{row['error']:.1e}",
-            error_cell(row),
-            row["note"],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(COLUMNS, map(cells, found))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    seconds, ratio = row["seconds"], row["ratio"]
+    return [
+        row["title"],
+        "" if seconds is None else f"{seconds['median']:.4g}",
+        "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        "" if row["error"] is None else f"{row['error']:.1e}",
+        error_cell(row),
+        row["note"],
+    ]
 
 
 def error_cell(row: dict[str, Any]) -> str:

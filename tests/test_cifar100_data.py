@@ -218,41 +218,43 @@ def test_a_missing_split_is_named(folder, tmp_path):
         load(path, tmp_path)
 
 
+def refuse(folder, tmp_path, kind, spoil, reason):
+    """Loading fails and names the image that was spoiled."""
+    path, _ = folder
+    victim = next((path / kind).iterdir())
+    spoil(victim)
+    with pytest.raises(ValueError, match=reason.format(name=victim.name)):
+        load(path, tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n and then nothing", b"plain text"])
 def test_a_corrupt_image_is_named(folder, tmp_path, content):
-    path, _ = folder
-    victim = next((path / "train" / "wolf").iterdir())
-    victim.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"an image that can't be read: .*{victim.name} \(.*\)\. Get it anew\."):
-        load(path, tmp_path)
+    reason = r"an image that can't be read: .*{name} \(.*\)\. Get it anew\."
+    refuse(folder, tmp_path, "train/wolf", lambda image: image.write_bytes(content), reason)
 
 
 def test_a_truncated_image_is_named(folder, tmp_path):
-    path, _ = folder
-    victim = next((path / "test" / "worm").iterdir())
-    victim.write_bytes(victim.read_bytes()[:-600])
-    with pytest.raises(ValueError, match=rf"can't be read: .*{victim.name}"):
-        load(path, tmp_path)
+    def truncate(image):
+        image.write_bytes(image.read_bytes()[:-600])
+
+    refuse(folder, tmp_path, "test/worm", truncate, r"can't be read: .*{name}")
 
 
 def test_an_image_with_a_wrong_checksum_is_named(folder, tmp_path):
     """PIL reads it without a word: pixels may be other ones."""
-    path, _ = folder
-    victim = next((path / "test" / "worm").iterdir())
-    content = bytearray(victim.read_bytes())
-    place = content.index(b"IEND") - 5  # the last byte of the image data's checksum
-    content[place] ^= 1
-    victim.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"can't be read: .*{victim.name}"):
-        load(path, tmp_path)
+
+    def falsify(image):
+        content = bytearray(image.read_bytes())
+        place = content.index(b"IEND") - 5  # the last byte of the image data's checksum
+        content[place] ^= 1
+        image.write_bytes(content)
+
+    refuse(folder, tmp_path, "test/worm", falsify, r"can't be read: .*{name}")
 
 
 def test_an_image_of_another_size_is_named(folder, tmp_path):
-    path, _ = folder
-    victim = next((path / "test" / "worm").iterdir())
-    Image.new("L", (28, 28)).save(victim)
-    with pytest.raises(ValueError, match=r"must hold RGB images of 32 x 32, found .*, L of 28 x 28\."):
-        load(path, tmp_path)
+    reason = r"must hold RGB images of 32 x 32, found .*, L of 28 x 28\."
+    refuse(folder, tmp_path, "test/worm", Image.new("L", (28, 28)).save, reason)
 
 
 def test_no_data_gets_both_ways(tmp_path):

@@ -86,3 +86,15 @@ class Job:
             "micro_batches": self.micro_batches,
             "recipe": {name: value for name, value in asdict(self.recipe).items() if has_generator or name in OF_ALL},
         }
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """What :meth:`Job.settings` gives, with the recipe's settings among the others."""
+    both = {**settings, **settings["recipe"]}
+    return {name: value for name, value in both.items() if name != "recipe"}
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The names whose values differ, with both; None for one that is missing."""
+    names = {**found, **wanted}
+    return {name: (found.get(name), wanted.get(name)) for name in names if found.get(name) != wanted.get(name)}

@@ -19,6 +19,8 @@ from typing import Any
 from maxl_l2l.files import replace_file
 
 from .figure import draw
+from .job import differences, flat
+from .markdown import markdown
 
 TITLES = {
     "single": "Single task",
@@ -73,10 +75,8 @@ def check_alike(runs: Sequence[dict[str, Any]]) -> None:
     first: dict[str, dict[str, Any]] = {}
     for run in runs:
         usual = first.setdefault(run["label"], run)
-        found, wanted = flat(run["settings"]), flat(usual["settings"])
-        names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-        if names:
-            values = ", ".join(f"{name} {wanted.get(name)} and {found.get(name)}" for name in names)
+        if differing := differences(comparable(run["settings"]), comparable(usual["settings"])):
+            values = ", ".join(f"{name} {wanted} and {found}" for name, (found, wanted) in differing.items())
             raise ValueError(
                 f"`folder` must hold runs of {run['label']} that differ in their seed alone, found {values} in "
                 f"those of seeds {usual['seed']} and {run['seed']}. Move one elsewhere, or give it its own --label."
@@ -100,7 +100,8 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [run["labels"][name] for run in found.values() if name in run.get("labels", {})]
             row[name] = round(statistics.mean(values), 4) if values else None
         row["minutes"] = round(statistics.mean(run["seconds"] for run in found.values()) / 60, 2)
-        row["special"] = {name: v for name, v in flat(first["settings"]).items() if name in usual and v != usual[name]}
+        settings = comparable(first["settings"])
+        row["special"] = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
         rows.append(row)
     return rows
 
@@ -110,14 +111,13 @@ def usual_settings(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     usual: dict[str, Any] = {}
     for run in runs:
         if run["label"] == run["source"]:
-            usual = flat(run["settings"]) | usual
+            usual = comparable(run["settings"]) | usual
     return usual
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings and those of the recipe in one, without those in which runs of a table differ by nature."""
-    both = {**settings, **settings["recipe"]}
-    return {name: value for name, value in both.items() if name not in (*OWN, "recipe")}
+def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those in which runs of a table differ by nature."""
+    return {name: value for name, value in flat(settings).items() if name not in OWN}
 
 
 def paired(found: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float | None] | None:
@@ -134,21 +134,21 @@ def mean_and_error(values: Sequence[float]) -> list[float | None]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The summary as a Markdown table."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        cells = [
-            title(row),
-            str(len(row["seeds"])),
-            in_hundredths(row["accuracy"], ".2f", "%"),
-            in_hundredths(row["gain"], "+.2f", "pp"),
-            in_hundredths(row["gain_over_control"], "+.2f", "pp") if row["source"] in ("maxl", "weighted") else "",
-            "" if row["entropy"] is None else f"{row['entropy']:.2f}",
-            "" if row["sub_classes"] is None else f"{row['sub_classes']:.0f}",
-            "" if row["nmi"] is None else f"{row['nmi']:.2f}",
-            f"{row['minutes']:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(COLUMNS, map(cells, rows))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    return [
+        title(row),
+        str(len(row["seeds"])),
+        in_hundredths(row["accuracy"], ".2f", "%"),
+        in_hundredths(row["gain"], "+.2f", "pp"),
+        in_hundredths(row["gain_over_control"], "+.2f", "pp") if row["source"] in ("maxl", "weighted") else "",
+        "" if row["entropy"] is None else f"{row['entropy']:.2f}",
+        "" if row["sub_classes"] is None else f"{row['sub_classes']:.0f}",
+        "" if row["nmi"] is None else f"{row['nmi']:.2f}",
+        f"{row['minutes']:.1f}",
+    ]
 
 
 def title(row: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from maxl_l2l.files import replace_file
 
 from .arithmetic import PRECISIONS, matrix_rate
 from .data import PER_CLASS, load
-from .job import Job
+from .job import Job, differences, flat
 from .levels import LEVELS, task
 from .networks import HEADS
 from .recipes import RECIPES
@@ -144,18 +144,12 @@ def still_to_do(jobs: list[Job], resume: bool) -> list[Job]:
             found = json.loads(job.result.read_text())["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"`--out` has {job.result}, which is no result ({error!r}). Move it elsewhere.") from error
-        if differing := differences(found, job.settings()):
+        if differing := differences(flat(found), flat(job.settings())):
+            values = ", ".join(f"{name} {there} there, {here} here" for name, (there, here) in differing.items())
             raise ValueError(
-                f"`--out` has {job.result} of other settings: {differing}. Use these settings again, or another --out."
+                f"`--out` has {job.result} of other settings: {values}. Use these settings again, or another --out."
             )
     return todo
-
-
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Names the settings that differ, with both values."""
-    found, wanted = ({**one, **one["recipe"], "recipe": None} for one in (found, wanted))
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{name} {found.get(name)} there, {wanted.get(name)} here" for name in names)
 
 
 def work(job: Job, rate: float, deadline: float | None, progress: bool) -> Outcome:
