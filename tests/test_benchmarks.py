@@ -241,19 +241,6 @@ def test_run_draws_a_figure(measured):
     assert (measured[0] / "costs.png").read_bytes().startswith(b"\x89PNG")
 
 
-RESULTS = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_readme_shows_the_measured_results(path):
-    readme = (path.parents[1] / "README.md").read_text()
-    found = json.loads(path.read_text())
-    assert path.name in readme
-    assert not found["commit"].endswith("dirty")
-    for name in dict.fromkeys(row["network"] for row in found.get("summary", [])):
-        assert table([row for row in found["summary"] if row["network"] == name]) in readme
-
-
 def test_epoch_measures_each_way_and_writes_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(epoch, "IMAGES", 300)
     out = tmp_path / "epoch.json"
