@@ -9,13 +9,16 @@ BENCH ?= --growth
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint package clean
+.PHONY: help demo docs bench test lint package clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp ## Train on real digit images with six label sources: a table, JSON and a figure
 	$(BIN)/python examples/digits.py
+
+docs: $(VENV)/docs.stamp ## Build the documentation site into build/site; it stops at a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/bench.stamp ## Measure one iteration beside other ways to write it; BENCH=--quick takes two minutes
 	$(BIN)/python -m benchmarks.run $(BENCH)
@@ -47,9 +50,9 @@ $(VENV)/venv.stamp:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/demo.stamp: setup.py $(VENV)/venv.stamp
-	@echo 'Installing torch and what the demo needs into $(VENV): some minutes, once'
-	$(BIN)/python -m pip install -q -e '.[demo]'
+$(VENV)/demo.stamp $(VENV)/docs.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.stamp
+	@echo 'Installing torch and what make $* needs into $(VENV): some minutes, once'
+	$(BIN)/python -m pip install -q -e '.[$*]'
 	@touch $@
 
 # torch and torchvision are upgraded in one command: each release of torchvision is built against one of torch.
@@ -62,7 +65,7 @@ $(VENV)/bench.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.s
 	$(BIN)/python -m pip install -q -e '.[$*]' cython 'setuptools<81' wheel cvxpy gym requests scipy
 	$(BIN)/python -m pip install -q --no-deps --use-pep517 --no-build-isolation \
 		--config-settings '--global-option=build_ext' learn2learn==0.2.0 qpth
-	@touch $@ $(if $(filter test,$*),$(VENV)/demo.stamp $(VENV)/bench.stamp)
+	@touch $@ $(if $(filter test,$*),$(VENV)/demo.stamp $(VENV)/docs.stamp $(VENV)/bench.stamp)
 
 $(VENV)/build.stamp: $(VENV)/venv.stamp
 	$(BIN)/python -m pip install -q build

@@ -19,6 +19,8 @@ PLOTS = ["matplotlib>=3.6"]
 METRICS = ["scipy>=1.8"]
 TENSORBOARD = ["tensorboard"]
 DEMO = [*KMEANS, *PROGRESS, *PLOTS]
+# ruff sets the signatures. latex2mathml makes formulas that need no script.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.77", "ruff>=0.6"]
 
 setup(
     name="maxl_l2l",
@@ -44,10 +46,12 @@ setup(
         "tensorboard": TENSORBOARD,
         "lightning": LIGHTNING,
         "demo": DEMO,
+        "docs": DOCS,
         # All that the benchmarks and the tests need but learn2learn.
         "bench": [*PROGRESS, *VISION, *HIGHER, *LIGHTNING, *TORCHOPT, *PLOTS],
         "test": [
             *DEMO,
+            *DOCS,
             *VISION,
             *HIGHER,
             *LIGHTNING,

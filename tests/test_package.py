@@ -95,7 +95,7 @@ OPTIONAL = (
     "transformers",
 )
 CORE = {"numpy", "torch"}
-TARGETS = ("demo", "bench", "test", "lint", "package", "clean", "help")
+TARGETS = ("demo", "docs", "bench", "test", "lint", "package", "clean", "help")
 
 
 def run(*command: str) -> str:
