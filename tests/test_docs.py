@@ -89,3 +89,11 @@ def test_questions_are_answered_with_the_results():
     assert f"k-means clusters {kmeans['nmi']:.2f}" in text
     assert f"people gave ({human['nmi']:.2f}) gained less there" in text
     assert human["difference"] < maxl["difference"]
+
+
+def test_the_page_on_metrics_quotes_what_they_cost():
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    measured = json.loads((DOCS.parent / "benchmarks" / "results" / "cpu-metrics.json").read_text(encoding="utf-8"))
+    wide, small = ({row["entrant"]: row["ratio"]["median"] for row in part["rows"]} for part in measured["metrics"])
+    for entrant in ("metrics", "cosine-10", "cosine"):
+        assert f"| {wide[entrant]:.3f} | {small[entrant]:.3f} |" in text
