@@ -16,9 +16,12 @@ VISION = ["torchvision>=0.19"]
 HIGHER = ["higher>=0.2.1"]
 TORCHOPT = ["torchopt>=0.7"]
 PLOTS = ["matplotlib>=3.6"]
+# Until 3.7 a legend could not stand outside of all panels.
+REPORT = ["matplotlib>=3.7", "scikit-learn>=1.2", "jinja2>=3"]
 METRICS = ["scipy>=1.8"]
 TENSORBOARD = ["tensorboard"]
-DEMO = [*KMEANS, *PROGRESS, *PLOTS]
+DEMO = [*KMEANS, *PROGRESS, *REPORT]
+TUTORIAL = [*DEMO, "ipykernel>=6"]
 # ruff sets the signatures. latex2mathml makes formulas that need no script.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.77", "ruff>=0.6"]
 
@@ -45,12 +48,14 @@ setup(
         "metrics": METRICS,
         "tensorboard": TENSORBOARD,
         "lightning": LIGHTNING,
+        "report": REPORT,
         "demo": DEMO,
         "docs": DOCS,
+        "tutorial": TUTORIAL,
         # All that the benchmarks and the tests need but learn2learn.
         "bench": [*PROGRESS, *VISION, *HIGHER, *LIGHTNING, *TORCHOPT, *PLOTS],
         "test": [
-            *DEMO,
+            *TUTORIAL,
             *DOCS,
             *VISION,
             *HIGHER,
@@ -58,6 +63,10 @@ setup(
             *TORCHOPT,
             *METRICS,
             *TENSORBOARD,
+            "jupytext>=1.16",
+            "nbclient>=0.10",
+            "nbformat>=5.9",
+            "safetensors>=0.4",
             "timm>=1.0",
             "transformers>=5",
             "pytest>=8",

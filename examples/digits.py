@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -33,12 +34,14 @@ from maxl_l2l import (
     MAXL,
     EntropyLabels,
     GeneratedLabels,
+    History,
     HumanLabels,
     LabelSource,
+    Metrics,
     RandomLabels,
     SingleTask,
-    evaluate,
     fit,
+    report,
 )
 from maxl_l2l.kmeans import KMeansLabels
 
@@ -98,7 +101,7 @@ def split(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def train(job: tuple[str, int, int, float]) -> dict[str, Any]:
-    """Trains one classifier with one label source; returns what the table and the figure need."""
+    """Trains one classifier with one label source; returns what the table, the figure and the report need."""
     name, seed, epochs, lr = job
     torch.set_num_threads(1)
     x, digits, test_x, test_digits = split(seed)
@@ -106,22 +109,24 @@ def train(job: tuple[str, int, int, float]) -> dict[str, Any]:
     source = sources(seed, digits)[name]
     torch.manual_seed(seed)
     maxl = MAXL(classifier(), PSI)
-    dataset = source.label(TensorDataset(x, y), PSI)
+    dataset = source.label(TensorDataset(x, y, digits), PSI)
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(dataset, batch_size=SETTINGS["batch_size"], shuffle=True, generator=order)
-    started = time.perf_counter()
-    fit(
+    history = fit(
         maxl,
         loader,
         epochs,
         optimizer=torch.optim.SGD(maxl.network.parameters(), lr=lr, momentum=SETTINGS["momentum"]),
         generator_optimizer=torch.optim.Adam(maxl.generator.parameters(), lr=SETTINGS["generator_lr"]),
         source=source,
+        test_loader=[(test_x, test_y)],
         seed=seed,
         progress=False,
+        metrics=Metrics(patience=None),  # the report tells of labels that say nothing
     )
-    run: dict[str, Any] = {"source": name, "seed": seed, "seconds": time.perf_counter() - started}
-    run["test_accuracy"] = evaluate(maxl, DataLoader(TensorDataset(test_x, test_y), batch_size=len(test_x)))["accuracy"]
+    run: dict[str, Any] = {"source": name, "seed": seed, "history": history}
+    run["seconds"] = sum(len(loader) / speed for speed in history["steps_per_second"])  # without evaluation
+    run["test_accuracy"] = history["test_accuracy"][-1]
     if name == "single":
         return run
     if source.trains_generator:
@@ -129,6 +134,7 @@ def train(job: tuple[str, int, int, float]) -> dict[str, Any]:
         with torch.no_grad():
             labels = maxl.generator(x, y).argmax(dim=1)
             run["test_labels"] = maxl.generator(test_x, test_y).numpy()
+        run["learner"] = maxl
     else:
         labels = torch.stack([dataset[index][2] for index in range(len(x))])
     run["sub_classes"] = len(labels.unique())
@@ -186,6 +192,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write_report(folder: Path, seed: int, histories: list[History], learner: MAXL) -> Path:
+    """Writes the report on all runs, and on one learner and the test images of its seed."""
+    _, _, images, digits = split(seed)
+    return report(
+        folder,
+        histories,
+        learner,
+        [(images, (digits >= 5).long(), digits)],
+        class_names=["below five", "five or more"],
+        human_names=[str(digit) for digit in range(10)],
+        to_images=lambda x: 1 - x,  # dark on light
+        title="Is the digit below five? Six sources of auxiliary labels",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=24, help="how many seeds (default 24)")
@@ -193,7 +214,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"], help=f"default {SETTINGS['epochs']}")
     parser.add_argument("--lr", type=float, default=SETTINGS["lr"], help=f"of the network, default {SETTINGS['lr']}")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for digits.json and digits.png")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for digits.json, digits.png, report")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
@@ -202,7 +223,9 @@ def main() -> None:
     # Spawned, not forked: torch's threads do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         runs = list(tqdm(pool.imap(train, jobs), total=len(jobs), desc="training", unit="run"))
-    labels = [run.pop("test_labels", None) for run in runs]
+    labels, histories, learners = (
+        [run.pop(key, None) for run in runs] for key in ("test_labels", "history", "learner")
+    )
     first_maxl = next(number for number, run in enumerate(runs) if run["source"] == "maxl")
     rows = summary(runs)
     result = {
@@ -225,6 +248,10 @@ def main() -> None:
         f"\nThe meta gradient earns {100 * gain:+.2f} ± {100 * error:.2f} pp of it: MAXL less the entropy term alone."
     )
     print(f"\n{time.perf_counter() - started:.0f} s; written: {arguments.out}/digits.json, {arguments.out}/digits.png")
+    try:
+        print(f"and a report: {write_report(arguments.out / 'report', seeds[0], histories, learners[first_maxl])}")
+    except Exception as error:  # the results are safe, and the report can be made again
+        print(f"No report: {error!r}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from .maxl import MAXL
 from .metrics import Metrics
 from .model_check import ModelCheck, check_model
 from .networks import LabelGenerator, MultiTaskNetwork
+from .reports import report
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
 from .training import fit
 
@@ -34,6 +35,7 @@ __all__ = [
     "entropy_loss",
     "fit",
     "evaluate",
+    "report",
     "History",
     "Metrics",
     "StepResult",

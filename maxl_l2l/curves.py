@@ -1,0 +1,216 @@
+"""Curves: figures of what runs record over their epochs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from .comparison import Group, Measure
+from .figures import GRAY, INK, LIGHT, look_of, new_figure, short
+from .hierarchy import Hierarchy
+
+
+def learning_curves(groups: Sequence[Group], measure: Measure, single: Group | None, title: str) -> Any:
+    """Draws a measure over the epochs, and what each label source reaches and gains in the last one.
+
+    Args:
+        groups: The runs; those that lack the measure are not drawn.
+        measure: What to draw.
+        single: The runs that gains are over; None if there are none.
+        title: The figure's.
+    """
+    numbers = _numbers(groups)
+    shown = {number: group for number, group in zip(numbers, groups) if group.estimate(measure.key)}
+    figure = new_figure(11, max(4.2, 2.4 + 0.5 * len(shown)), title)
+    curves, ends = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    for number, group in shown.items():
+        _line(curves, group.curves(measure.key) * measure.scale, number, short(group.title, 30))
+    unit = f" ({measure.unit[0]})" if measure.unit[0] else ""
+    curves.set(xlabel="epoch", ylabel=f"{measure.name}{unit}")
+    curves.set_title(
+        "Mean over seeds; band: ± standard error" if _has_bands(shown.values()) else "One run each: no band"
+    )
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _start_late(curves, [group.curves(measure.key) * measure.scale for group in shown.values()])
+    _ends(ends, shown, measure, single)
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(shown)))
+    return figure
+
+
+def _numbers(groups: Sequence[Group]) -> list[int]:
+    """The looks of groups, the same in all figures: MAXL's is the first one, single-task training's is black."""
+    named = {"GeneratedLabels": 0, "SingleTask": 6}
+    free = itertools.chain(range(1, 6), itertools.count(7))
+    return [number if (number := named.pop(group.source, None)) is not None else next(free) for group in groups]
+
+
+def _has_bands(groups: Iterable[Group]) -> bool:
+    return any(len(group.runs) > 1 for group in groups)
+
+
+def _line(axes: Any, values: Any, number: int, label: str) -> None:
+    """A mean over runs ``[runs, epochs]`` and its standard error, where there are several."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=0)
+    mean = np.where(counts, np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+    color, style, marker = look_of(number)
+    epochs = np.arange(1, len(mean) + 1)
+    alone = (counts > 0).sum() == 1
+    axes.plot(epochs, mean, ls=style, marker=marker if alone else None, color=color, lw=1.7, label=label)
+    if counts.max() > 1:
+        squares = np.where(known, (values - mean) ** 2, 0).sum(axis=0)
+        error = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1)), np.nan)
+        axes.fill_between(epochs, mean - error, mean + error, color=color, alpha=0.16, lw=0)
+
+
+def _start_late(axes: Any, curves: list[Any]) -> None:
+    """Leaves the first fifth of the epochs out of the range, where it would squeeze the rest."""
+    late = np.concatenate([one[:, one.shape[1] // 5 :].ravel() for one in curves])
+    if np.isnan(late).all():
+        return
+    everything = np.concatenate([one.ravel() for one in curves])
+    low, high = np.nanmin(late), np.nanmax(late)
+    if high > low and np.nanmax(everything) - np.nanmin(everything) > 2 * (high - low):
+        margin = 0.06 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+        axes.set_xlabel("epoch (the first ones lie outside)")
+
+
+def _ends(axes: Any, groups: Mapping[int, Group], measure: Measure, single: Group | None) -> None:
+    """What each label source reaches, in its label, and gains: a dot a run, and the mean."""
+    labels = []
+    for height, (number, group) in enumerate(reversed(list(groups.items()))):
+        reached = group.estimate(measure.key)
+        shown = reached if single is None else group.gain(single, measure.key)
+        assert reached is not None  # by the caller
+        labels.append(f"{short(group.title, 26)}\n{measure.text(reached)}")
+        if shown is None:
+            axes.text(0, height, "no run to pair with", color=GRAY, va="center", ha="center")
+            continue
+        values = measure.scale * np.array(shown.values)
+        color, _, marker = look_of(number)
+        if group is not single:
+            heights = height + 0.12 * np.sin(np.arange(len(values)) * 2.4)  # apart where they would hide one another
+            axes.scatter(values, heights, s=14, color=GRAY, alpha=0.55, lw=0)
+        error = None if shown.error is None or group is single else measure.scale * shown.error
+        axes.errorbar(values.mean(), height, xerr=error, fmt=marker, color=color, ms=7, capsize=4, lw=2)
+        if group is not single:
+            text = measure.text(shown, signed=single is not None)
+            above = (values.mean(), height + 0.2)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+            axes.text(*above, text, ha="center", va="bottom", color=INK, fontsize=8.5, bbox=box)
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(-0.5, len(labels) - 0.3)
+    axes.margins(x=0.22)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=LIGHT, lw=0.6)
+    axes.set_axisbelow(True)
+    unit = "percentage points" if measure.unit[1] == "pp" else ""
+    if single is None:
+        axes.set_title("Last epoch (gray: runs)")
+        axes.set_xlabel(f"{measure.name} ({measure.unit[0]})" if measure.unit[0] else measure.name)
+    else:
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_title("Gain in the last epoch (gray: runs)")
+        axes.set_xlabel(f"gain over {short(single.title)}" + (f" ({unit})" if unit else ""))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity of the labels over the epochs.
+
+    Attributes:
+        key: Its name in a history's records.
+        title: What it is.
+        unit: Its unit, the label of the axis.
+        low: Where the axis begins; left to the data if None.
+        is_log: Whether the axis is logarithmic.
+    """
+
+    key: str
+    title: str
+    unit: str
+    low: float | None = 0
+    is_log: bool = False
+
+
+PANELS = (
+    Panel("label_entropy", "Entropy of single labels", "nats"),
+    Panel("mean_label_entropy", "Entropy of the mean label", "nats"),
+    Panel("sub_classes", "Sub-classes in use", "sub-classes"),
+    Panel("auxiliary_accuracy", "Accuracy on the auxiliary task", "fraction"),
+    Panel("hypergradient_norm", "Size of the hypergradient", "Euclidean norm", None, is_log=True),
+    Panel("gradient_cosine", "Cosine of both tasks' gradients", "cosine", None),
+    Panel("nmi", "Agreement with human classes", "NMI"),
+    Panel("nmi_within", "Agreement inside primary classes", "NMI"),
+    Panel("purity", "Matched with human classes", "fraction of samples"),
+)
+
+
+def recorded(groups: Sequence[Group]) -> list[Panel]:
+    """Returns the panels that some run has data for."""
+    return [panel for panel in PANELS if any((~np.isnan(group.curves(panel.key))).any() for group in groups)]
+
+
+def label_curves(groups: Sequence[Group], panels: Sequence[Panel], hierarchy: Hierarchy | None, title: str) -> Any:
+    """Draws what runs have recorded of their labels, a panel a quantity.
+
+    Args:
+        groups: The runs; a colour each, the same as in :func:`learning_curves` if these are the same.
+        panels: What to draw.
+        hierarchy: For the values that uniform labels would have; None if it is not known.
+        title: The figure's.
+    """
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(max(5.5, 3.7 * columns), 1.3 + 2.35 * rows, title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, panel in zip(grid.flat, panels):
+        for number, group in zip(_numbers(groups), groups):
+            values = group.curves(panel.key)
+            if (~np.isnan(values)).any():
+                _line(axes, values, number, short(group.title, 30))
+        axes.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        if panel.is_log and all(
+            (one := group.curves(panel.key))[~np.isnan(one)].min(initial=1) > 0 for group in groups
+        ):
+            axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        for height, text in _references(panel.key, hierarchy).items():
+            axes.axhline(height, color=GRAY, lw=1, ls=(0, (4, 3)))
+            right = axes.get_yaxis_transform()
+            axes.text(0.99, height, text, transform=right, ha="right", va="bottom", fontsize=8.5, color=GRAY)
+            axes.set_ylim(top=max(axes.get_ylim()[1], 1.12 * height))
+        if panel.low is not None:
+            axes.set_ylim(bottom=panel.low)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    handles = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)))
+    return figure
+
+
+def _references(key: str, hierarchy: Hierarchy | None) -> Mapping[float, str]:
+    """Lines to compare a quantity with."""
+    if key == "gradient_cosine":
+        return {0.0: "at right angles"}
+    if hierarchy is None:
+        return {}
+    sizes = np.log(hierarchy.psi)
+    uniform = "uniform: log ψ" if len(set(hierarchy.psi)) == 1 else "uniform: mean log ψ"
+    return {
+        "label_entropy": {float(sizes.mean()): uniform},
+        "mean_label_entropy": {math.log(hierarchy.num_auxiliary): "all equally used: log K"},
+        "sub_classes": {float(hierarchy.num_auxiliary): f"all {hierarchy.num_auxiliary}"},
+    }.get(key, {})

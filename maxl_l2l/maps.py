@@ -1,0 +1,150 @@
+"""Maps: figures with a row for each sub-class, in blocks of their primary classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import MaxNLocator
+
+from .figures import GRAY, INK, LIGHT, new_figure, short
+from .hierarchy import Hierarchy
+
+MOST = 20
+"""Sub-classes of a class that are shown, the most used ones, where not all classes are."""
+WRITTEN = 260
+"""Cells of a matrix at most for their values to be written in them."""
+
+
+def rows_of(hierarchy: Hierarchy, chosen: Iterable[int], use: Any, most: int | None = None) -> dict[int, list[int]]:
+    """Returns the sub-classes of each chosen primary class that are to be shown, in order.
+
+    Args:
+        hierarchy: The hierarchy.
+        chosen: Primary classes.
+        use: How often each sub-class is used, ``[K]``.
+        most: How many of a class at most, the most used ones; all if None.
+
+    Example:
+        >>> rows_of(Hierarchy([2, 3]), [1], [5, 5, 1, 7, 2], most=2)
+        {1: [3, 4]}
+    """
+    blocks = {primary: list(hierarchy.block(primary)) for primary in sorted(chosen)}
+    return {primary: sorted(sorted(block, key=lambda row: -use[row])[:most]) for primary, block in blocks.items()}
+
+
+def shares(use: Any, hierarchy: Hierarchy) -> Any:
+    """Returns each sub-class's share of the samples of its primary class, NaN in a class without samples.
+
+    Args:
+        use: Samples by sub-class, ``[..., K]``.
+        hierarchy: The hierarchy.
+    """
+    use = np.asarray(use, dtype=float)
+    blocks = [use[..., block.start : block.stop] for block in map(hierarchy.block, range(len(hierarchy)))]
+    totals = np.concatenate([np.broadcast_to(one.sum(-1, keepdims=True), one.shape) for one in blocks], axis=-1)
+    return np.divide(use, totals, out=np.full_like(use, np.nan), where=totals > 0)
+
+
+def use_map(use: Any, hierarchy: Hierarchy, rows: dict[int, list[int]], name: Callable[[int], str], title: str) -> Any:
+    """Draws how the samples of each primary class spread over its sub-classes from epoch to epoch.
+
+    Args:
+        use: Samples by sub-class, ``[epochs, K]``.
+        hierarchy: The hierarchy.
+        rows: The sub-classes to show, by primary class.
+        name: What primary classes are called.
+        title: The figure's.
+    """
+    shown = [row for block in rows.values() for row in block]
+    values = shares(use, hierarchy)[:, shown].T
+    figure = new_figure(9, 1.6 + max(1.6, 0.21 * len(shown) if len(shown) <= 40 else 0.1 * len(shown)), title)
+    axes = figure.subplots()
+    image = _draw(axes, values, rows, hierarchy, name, extent_right=len(use) + 0.5)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=30)
+    bar.set_label("share of the primary class's samples")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def matrix(
+    counts: Any,
+    columns: Any,
+    hierarchy: Hierarchy,
+    rows: dict[int, list[int]],
+    names: Sequence[str],
+    name: Callable[[int], str],
+    title: str,
+) -> Any:
+    """Draws which human classes the samples of each sub-class have.
+
+    Args:
+        counts: Samples by sub-class and human class, ``[K, G]``.
+        columns: The human classes to show.
+        hierarchy: The hierarchy.
+        rows: The sub-classes to show, by primary class.
+        names: What these human classes are called.
+        name: What primary classes are called.
+        title: The figure's.
+    """
+    shown = [row for block in rows.values() for row in block]
+    sums = counts[shown].sum(axis=1, keepdims=True)
+    values = np.divide(counts[shown], sums, out=np.full(counts[shown].shape, np.nan), where=sums > 0)[:, columns]
+    is_written = values.size <= WRITTEN
+    longest = max(len(short(one)) for one in names)
+    width = max(7.0, 3.6 + (0.46 if is_written else 0.27) * len(names))
+    figure = new_figure(width, 1.7 + 0.08 * longest + 0.26 * len(shown), title)
+    axes = figure.subplots()
+    image = _draw(axes, values, rows, hierarchy, name, extent_right=len(names) + 0.5)
+    upright = {"rotation": 90} if longest > 3 else {}
+    axes.set_xticks(range(1, len(names) + 1), [short(one) for one in names], fontsize=8.5, **upright)
+    axes.set_xlabel("human class")
+    axes.tick_params(axis="x", length=0)
+    for row, column in np.argwhere(values >= 0.005) if is_written else ():
+        share = values[row, column]
+        color = "white" if share > 0.55 else INK
+        axes.text(column + 1, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=30)
+    bar.set_label("share of the sub-class's samples" + (" (written: %)" if is_written else ""))
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _draw(
+    axes: Any,
+    values: Any,
+    rows: dict[int, list[int]],
+    hierarchy: Hierarchy,
+    name: Callable[[int], str],
+    extent_right: float,
+) -> Any:
+    """Rows of cells, the blocks apart and named; a row without values is gray."""
+    axes.set_facecolor("#eeeeee")
+    extent = (0.5, extent_right, len(values) - 0.5, -0.5)
+    # Small shares must be seen where there are many sub-classes.
+    norm = PowerNorm(0.5 if max(hierarchy.psi) > 10 else 1, 0, 1)
+    image = axes.imshow(values, aspect="auto", cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
+    for row in np.flatnonzero(np.isnan(values).all(axis=1)):
+        axes.text(0.7, row, "not in use", fontsize=7, color=GRAY, va="center")
+    begin, middles = 0, []
+    for block in rows.values():
+        middles.append(begin + (len(block) - 1) / 2)
+        begin += len(block)
+        if begin < len(values):
+            axes.axhline(begin - 0.5, color="white", lw=3)
+            axes.axhline(begin - 0.5, color=GRAY, lw=0.8)
+    axes.set_yticks(middles, [short(name(primary)) for primary in rows], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    if len(values) <= 40:
+        numbers = [row - hierarchy.block(primary).start for primary, block in rows.items() for row in block]
+        axes.set_yticks(range(len(values)), [str(number) for number in numbers], minor=True)
+        axes.yaxis.remove_overlapping_locs = False  # a number may be beside its block's name
+        axes.tick_params(axis="y", which="minor", length=0, pad=2, labelsize=7, labelcolor=GRAY)
+        axes.tick_params(axis="y", which="major", pad=18)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=LIGHT)
+    return image

@@ -1,0 +1,103 @@
+"""Run figures: what is drawn of runs and their epochs, and what is said of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .comparison import Group, Measure
+from .curves import label_curves, learning_curves, recorded
+from .evidence import Evidence, hierarchy_of_run
+from .figures import Drawn, short
+from .maps import MOST, rows_of, use_map
+from .samples import chosen_classes
+from .summary import focus
+
+ROWS = 100
+"""Rows of the map of use at most, before only chosen classes are shown."""
+
+
+def learning(evidence: Evidence) -> Drawn | str:
+    """Draws learning curves and gains."""
+    measure, single = evidence.measure, evidence.single
+    if measure is None:
+        return "no histories with an accuracy or a loss were given."
+    if single is not None and single.estimate(measure.key) is None:
+        single = None
+    title = _learning_title(evidence, measure, single)
+    figure = learning_curves(evidence.groups, measure, single, title)
+    drawn = [group for group in evidence.groups if group.estimate(measure.key)]
+    reached = "; ".join(f"{group.title} {measure.text(one)}" for group in drawn if (one := group.estimate(measure.key)))
+    missing = [group.title for group in evidence.groups if group not in drawn]
+    caption = [
+        "Left: the mean over seeds, with a band of one standard error. A single run has no band: it shows no spread."
+    ]
+    if single is None:
+        caption.append(
+            "Right: the last epoch. Gains are left out: there are no single-task runs (source=SingleTask())."
+        )
+    else:
+        caption.append(f"Right: the last epoch's {measure.name} less that of {single.title}, paired by seed.")
+    if not measure.is_of_test:
+        caption.append(f"No run had a test_loader: {measure.name} says nothing about generalisation.")
+    if missing:
+        caption.append(f"Not drawn, as they have recorded no {measure.name}: {', '.join(missing)}.")
+    return (
+        figure,
+        f"{measure.name.capitalize()} of each label source. After the last epoch: {reached}.",
+        " ".join(caption),
+    )
+
+
+def _learning_title(evidence: Evidence, measure: Measure, single: Group | None) -> str:
+    found = [(group, group.estimate(measure.key)) for group in evidence.invented]
+    known = [(group, one) for group, one in found if one is not None]
+    if not known:
+        return f"{measure.name.capitalize()} of {len(evidence.groups)} label sources"
+    group, reached = known[0]
+    gain = None if single is None else group.gain(single, measure.key)
+    over = "" if gain is None else f", {measure.text(gain, signed=True)} against single-task training"
+    return f"{short(group.title, 40)}: {measure.text(reached)} {measure.name}{over}"
+
+
+def labels(evidence: Evidence) -> Drawn | str:
+    """Draws what was recorded of auxiliary labels."""
+    panels = recorded(evidence.groups)
+    if not panels:
+        return "no history has recorded anything of its labels. fit(..., metrics=True) does."
+    group = next(iter(evidence.invented), None)
+    hierarchy = None if group is None else hierarchy_of_run(group.runs[0])
+    figure = label_curves(evidence.groups, panels, hierarchy, "What the auxiliary labels are like, epoch by epoch")
+    listed = ", ".join(panel.title for panel in panels)
+    more = "" if any(panel.key == "label_entropy" for panel in panels) else " fit(..., metrics=True) records more."
+    caption = (
+        "Means over seeds, bands of one standard error. Entropies at the line of uniform labels say that labels tell "
+        f"no more than the class; at 0 they are hard. Quantities that no run has recorded are left out.{more}"
+    )
+    return figure, f"Small curves over the epochs: {listed}.", caption
+
+
+def use(evidence: Evidence) -> Drawn | str:
+    """Draws how sub-classes were used in one run."""
+    group = focus(evidence)
+    run = None if group is None else next((run for run in group.runs if run.epochs[-1].get("use")), None)
+    hierarchy = None if run is None else hierarchy_of_run(run)
+    if group is None or run is None or hierarchy is None:
+        return "no history has recorded how often each sub-class is used. fit(..., metrics=True) does."
+    counts = np.array([record["use"] for record in run.epochs if record.get("use")])
+    last = counts[-1]
+    sizes = [sum(last[block.start : block.stop]) for block in map(hierarchy.block, range(len(hierarchy)))]
+    share = [max(last[list(hierarchy.block(primary))]) / max(size, 1) for primary, size in enumerate(sizes)]
+    shows_all = hierarchy.num_auxiliary <= ROWS
+    chosen = range(len(hierarchy)) if shows_all else chosen_classes(sizes, share)
+    rows = rows_of(hierarchy, chosen, last, None if shows_all else MOST)
+    seed = run.settings.get("seed")
+    which = f"{short(group.title, 30)}{'' if seed is None else f', seed {seed}'}"
+    used = f"{int((last > 0).sum())} of {hierarchy.num_auxiliary} sub-classes in use after the last epoch"
+    figure = use_map(counts, hierarchy, rows, evidence.primary_name, f"{which}: {used}")
+    caption = [
+        "Each row is a sub-class, each block a primary class; the darker, the larger the share of the class's samples "
+        "that have it as most probable label. One dark row in a block means collapse."
+    ]
+    if not shows_all:
+        caption.append(evidence.selection(chosen_classes(sizes, share), "most one-sided") + f" At most {MOST} a class.")
+    return figure, f"Heat map of the use of sub-classes over the epochs. {which}: {used}.", " ".join(caption)

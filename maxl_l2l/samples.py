@@ -1,0 +1,269 @@
+"""Samples: what a learner makes of some of its data: labels, shared features, and pictures to show."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from .batches import moved
+from .evaluation import device_of
+from .hierarchy import Hierarchy
+from .maxl import MAXL
+from .networks import MultiTaskNetwork
+from .passes import RandomState, buffer_copies, cuda_devices, write_buffers
+
+SIDE = 96
+"""Pixels of a picture's longer side at most."""
+PIXELS = 100
+"""Labels of a sample that count, of those that have one a pixel."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a learner makes of N samples; of dense labels, of N pixels.
+
+    Attributes:
+        hierarchy: The learner's.
+        y: Primary classes, ``[N]``.
+        labels: Generated labels, probabilities ``[N, K]``; a weighted generator's without their weights.
+        human: Human classes, ``[N]``, negative where unknown; None if the data have none.
+        features: What enters the model's head, ``[N, D]``, a mean over positions where it has some; None for pixels.
+        images: Pictures ``[N, H, W]`` or ``[N, H, W, 3]``, in 0 .. 1; None if x is no image.
+        is_dense: Whether the labels are those of pixels.
+        are_first: Whether these are the first samples of the data, rather than drawn from all of it.
+    """
+
+    hierarchy: Hierarchy
+    y: Any
+    labels: Any
+    human: Any
+    features: Any
+    images: Any
+    is_dense: bool
+    are_first: bool
+
+    @property
+    def assigned(self) -> Any:
+        """Each sample's most probable sub-class, ``[N]``."""
+        return self.labels.argmax(axis=1)
+
+    def record(self) -> dict[str, Any]:
+        """Returns ``use`` and ``relative_label_entropy`` of these samples, as an epoch of :func:`fit` records them."""
+        use = np.bincount(self.assigned, minlength=self.hierarchy.num_auxiliary).tolist()
+        most = np.log(self.hierarchy.psi)[self.y]
+        entropy = -(self.labels * np.log(np.where(self.labels > 0, self.labels, 1))).sum(axis=1)
+        relative = entropy[most > 0] / most[most > 0]
+        return {"use": use, **({"relative_label_entropy": float(relative.mean())} if len(relative) else {})}
+
+
+def gather(
+    maxl: MAXL, loader: Iterable[Any], max_samples: int, seed: int, to_images: Callable[[Any], Any] | None = None
+) -> Samples:
+    """Passes samples through a learner in evaluation mode, and leaves it and all random states as they were.
+
+    From a loader of an indexed dataset, or a list of batches, they are drawn from all of the data; from anything else
+    they are the first ones.
+
+    Args:
+        maxl: The learner.
+        loader: Batches ``(x, y)`` or ``(x, y, human label)``; a third element of another kind is passed over.
+        max_samples: How many samples at most.
+        seed: Of the draw.
+        to_images: From x to images, ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, in 0 .. 1. If None: x itself if it has that
+            shape, scaled from its lowest to its highest value.
+
+    Raises:
+        TypeError: Batches are of another kind.
+        ValueError: There is no batch, or something in it does not fit.
+    """
+    draw = np.random.default_rng(seed)
+    parts: list[dict[str, Any]] = []
+    wanted = max_samples
+    with _undisturbed(maxl, loader, seed), torch.no_grad(), _entering_the_head(maxl.network) as features:
+        batches, are_first = _batches(loader, max_samples, draw)
+        for batch in batches:
+            x, y, *rest = _some_of(moved(batch, device_of(maxl)), wanted, draw)
+            maxl.check_batch(x, y)
+            parts.append(_made_of(maxl, x, y, rest, features, to_images, draw))
+            wanted -= len(y)
+            if not wanted:
+                break
+    if not parts:
+        raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+    joined = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    if joined["images"] is not None:
+        joined["images"] = _pictures(joined["images"], scale=to_images is None)
+    return Samples(maxl.hierarchy, **joined, is_dense=y.dim() > 1, are_first=are_first)
+
+
+def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: int = 6) -> dict[int, str]:
+    """Chooses primary classes to show: all if they are few, else the largest and those with the surest labels.
+
+    Args:
+        sizes: Samples of each class; one without any is not chosen.
+        confidence: How sure labels are in each class.
+        most: How many to choose.
+
+    Returns:
+        Why each one was chosen, by class; nothing to say if all were.
+
+    Example:
+        >>> chosen_classes([5, 9, 7, 8], [0.9, 0.1, 0.2, 0.8], most=2)
+        {1: 'largest', 0: 'surest labels'}
+    """
+    present = [primary for primary, size in enumerate(sizes) if size > 0]
+    if len(present) <= most:
+        return dict.fromkeys(present, "")
+    largest = sorted(present, key=lambda primary: -sizes[primary])[: most - most // 2]
+    others = [primary for primary in present if primary not in largest]
+    surest = sorted(others, key=lambda primary: -confidence[primary])[: most // 2]
+    return {**dict.fromkeys(largest, "largest"), **dict.fromkeys(surest, "surest labels")}
+
+
+@contextlib.contextmanager
+def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode and random numbers from a seed inside; all as it was after it."""
+    modes = {module: module.training for module in maxl.modules()}
+    buffers = buffer_copies(maxl)
+    states = RandomState(cuda_devices(maxl)), np.random.get_state(), random.getstate()
+    sampler = getattr(loader, "sampler", None)
+    found = [getattr(source, "generator", None) for source in (loader, sampler, getattr(loader, "dataset", None))]
+    generators = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    maxl.eval()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            write_buffers([(maxl, buffers)])
+        states[0].restore()
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        for generator, state in generators:
+            generator.set_state(state)
+
+
+@contextlib.contextmanager
+def _entering_the_head(network: MultiTaskNetwork) -> Iterator[list[Tensor]]:
+    """A list that holds what entered the head in the last pass, or what left a headless backbone."""
+    features: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features[:] = [args[0] if args else next(iter(kwargs.values()))]
+
+    head = network.primary_head or network.module.get_submodule(network.head)
+    hook = head.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield features
+    finally:
+        hook.remove()
+
+
+def _batches(loader: Iterable[Any], max_samples: int, draw: np.random.Generator) -> tuple[Iterable[Any], bool]:
+    """Returns batches from all over the data, where that does not mean to read all of it; and whether it does."""
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler:
+        indices = [index for batch in islice(loader.batch_sampler, len(loader)) for index in batch]
+        chosen = draw.choice(len(indices), min(max_samples, len(indices)), replace=False)
+        part: Subset[Any] = Subset(loader.dataset, [indices[one] for one in sorted(chosen)])
+        return DataLoader(part, batch_size=loader.batch_size or 100, collate_fn=loader.collate_fn), False
+    if isinstance(loader, (list, tuple)):
+        return [loader[number] for number in draw.permutation(len(loader))], False
+    return loader, True
+
+
+def _some_of(batch: tuple[Any, ...], wanted: int, draw: np.random.Generator) -> tuple[Any, ...]:
+    """Returns a batch, or as many of its samples as are wanted if it has more."""
+    size = len(batch[1])
+    if size <= wanted:
+        return batch
+    chosen = torch.from_numpy(np.sort(draw.choice(size, wanted, replace=False)))
+    return tuple(_rows(part, chosen, size) for part in batch)
+
+
+def _rows(part: Any, chosen: Tensor, size: int) -> Any:
+    if isinstance(part, Tensor) and part.dim() and len(part) == size:
+        return part[chosen.to(part.device)]
+    if isinstance(part, Mapping):
+        return {key: _rows(value, chosen, size) for key, value in part.items()}
+    return part
+
+
+def _made_of(
+    maxl: MAXL, x: Any, y: Tensor, rest: list[Any], features: list[Tensor], to_images: Any, draw: np.random.Generator
+) -> dict[str, Any]:
+    """What the learner makes of one batch, on the CPU."""
+    labels = maxl.generator(x, y)
+    maxl.check_targets(labels, y)
+    labels = (labels / labels.sum(dim=1, keepdim=True)).float().cpu()
+    human = _human(rest[0], y) if rest else None
+    if y.dim() > 1:
+        pixels = labels.movedim(1, -1).flatten(0, -2)
+        kept = torch.from_numpy(draw.choice(len(pixels), min(len(pixels), PIXELS * len(y)), replace=False))
+        own = [None if one is None else one.cpu().flatten()[kept] for one in (y, human)]
+        return {"labels": pixels[kept], "y": own[0], "human": own[1], "features": None, "images": None}
+    maxl(x)
+    return {
+        "labels": labels,
+        "y": y.cpu(),
+        "human": None if human is None else human.cpu(),
+        "features": _flat(features[0], maxl.network).float().cpu(),
+        "images": _checked_images(x, len(y), to_images),
+    }
+
+
+def _flat(features: Tensor, network: MultiTaskNetwork) -> Tensor:
+    """Features ``[N, D]``: a mean over positions for a layer that is applied to each of them."""
+    if network.is_dense:
+        return features.flatten(2).mean(dim=2) if features.dim() > 2 else features
+    is_layer = network.primary_head is None and isinstance(network.module.get_submodule(network.head), nn.Linear)
+    return features.flatten(1, -2).mean(dim=1) if is_layer and features.dim() > 2 else features.flatten(1)
+
+
+def _human(labels: Any, y: Tensor) -> Tensor | None:
+    """Human labels, negative where there is none; None if these are something else."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != y.shape:
+        return None
+    return labels
+
+
+def _checked_images(x: Any, size: int, to_images: Callable[[Any], Any] | None) -> Tensor | None:
+    """Images of a batch, ``[N, 1 or 3, H, W]`` and not too large; None if there are none."""
+    if to_images is None and not (isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3)):
+        return None
+    images = torch.as_tensor(x if to_images is None else to_images(x)).float().cpu()
+    images = images.unsqueeze(1) if images.dim() == 3 else images
+    if images.dim() != 4 or len(images) != size or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"`to_images` must give images [N, H, W] or [N, 1 or 3, H, W], {size} of them, found shape "
+            f"{list(images.shape)}. Leave it out if x is of that shape itself."
+        )
+    longer = max(images.shape[2:])
+    shape = [max(1, round(SIDE * side / longer)) for side in images.shape[2:]]
+    return F.interpolate(images, size=shape, mode="area") if longer > SIDE else images
+
+
+def _joined(parts: list[Any]) -> Any:
+    """One array of all parts; None if there are none, or if they differ in shape."""
+    if any(part is None for part in parts) or len({part.shape[1:] for part in parts}) > 1:
+        return None
+    return torch.cat(parts).numpy()
+
+
+def _pictures(images: Any, scale: bool) -> Any:
+    low, high = (images.min(), images.max()) if scale else (0.0, 1.0)
+    images = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)

@@ -1,0 +1,56 @@
+"""Sections: the figures of a report, each drawn if there is evidence for it, or left out with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .evidence import Evidence
+from .figures import look, png
+from .run_figures import labels, learning, use
+from .sample_figures import features, human_classes, pictures
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its file, without ``.png``.
+        title: Its heading.
+        caption: What to see, and how to read it.
+        alt: What it shows, for those who can't see it.
+        png: The image; None if it is left out.
+        reason: Why it is left out.
+    """
+
+    name: str
+    title: str
+    caption: str = ""
+    alt: str = ""
+    png: bytes | None = None
+    reason: str = ""
+
+
+FIGURES = {
+    "learning-curves": ("Learning curves and gains", learning),
+    "labels": ("Labels over the epochs", labels),
+    "use": ("Use of sub-classes over the epochs", use),
+    "gallery": ("Images of each invented class", pictures),
+    "embedding": ("Shared features", features),
+    "human-classes": ("Invented and human classes", human_classes),
+}
+"""Heading and drawing function of each figure, by its file's name, in order."""
+
+
+def sections(evidence: Evidence) -> list[Section]:
+    """Returns all figures in order, drawn or left out."""
+    found = []
+    with look():
+        for name, (title, draw) in FIGURES.items():
+            drawn = draw(evidence)
+            if isinstance(drawn, str):
+                found.append(Section(name, title, reason=drawn))
+            else:
+                figure, alt, caption = drawn
+                found.append(Section(name, title, caption, alt, png(figure)))
+    return found
