@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ def moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
             "Give DataLoader a dataset of such tuples."
         )
     return tuple(_on(device, part) for part in batch)
+
+
+def given_labels(batch: Sequence[Any], num_elements: int | None) -> Any:
+    """Returns what stands behind the elements of a batch that a source takes; None if nothing does."""
+    return None if num_elements is None or len(batch) <= num_elements else batch[num_elements]
 
 
 def _on(device: torch.device, part: Any) -> Any:

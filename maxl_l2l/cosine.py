@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .inner_pass import Batch, Bilevel, NetworkPass, backward
+from .inner_pass import Batch, Bilevel, NetworkPass, backward, plain_pass
 from .micro_batches import num_samples, split
 from .passes import buffer_copies
 from .reduction import Grads, added
+from .sync_norm import meets_in_passes
 
 
 @torch.enable_grad()
@@ -29,22 +30,34 @@ def gradient_cosine(bilevel: Bilevel, batch: Batch, targets: Tensor | None, micr
         one of them is zero.
     """
     network, ranks, parts = bilevel.network, bilevel.ranks, split(batch, micro_batches)
-    (total_samples,) = ranks.totals("gradient_cosine", num_samples(batch))
+    meet = ranks.size > 1 and meets_in_passes(ranks, network, bilevel.generator)
+    words = f"gradient_cosine in {len(parts)} micro-batches" if meet else "gradient_cosine"
+    (total_samples,) = ranks.totals(words, num_samples(batch))
     if targets is None:
         with torch.no_grad():
-            targets = bilevel.generator_pass({}, buffer_copies(bilevel.generator), *batch)
+            targets = plain_pass(bilevel.generator)({}, buffer_copies(bilevel.generator), *batch)
         bilevel.check_targets(targets, batch[1])
     parameters = [p for p in network.parameters() if p.requires_grad]
     primary, auxiliary, buffers = Grads(), Grads(), buffer_copies(network)
+    # Not compiled: such a pass gives zeros for what a term does not depend on, and is differentiated once.
+    run = plain_pass(network)
     for part, part_targets in zip(parts, targets.tensor_split(len(parts))):
         share = num_samples(part) / total_samples
-        one = NetworkPass(network, bilevel.network_pass, bilevel.objective, part, part_targets, share, buffers)
+        one = NetworkPass(network, run, bilevel.objective, part, part_targets, share, buffers)
         assert one.auxiliary_loss is not None  # as there are targets
         primary = added(primary, backward(network, one.primary_loss, parameters, retained=True))
         auxiliary = added(auxiliary, backward(network, one.auxiliary_loss, parameters))
-    shared = [(one, other) for one, other in zip(primary, auxiliary) if one is not None and other is not None]
-    if not shared:
+    both = torch.tensor([[grad is not None for grad in grads] for grads in (primary, auxiliary)])
+    shared = (ranks.sum(both.long().to(parameters[0].device)) > 0).all(dim=0).tolist() if parameters else []
+    if not any(shared):
         return None
-    first, second = (ranks.sum(torch.cat([pair[side].flatten().float() for pair in shared])) for side in (0, 1))
+    first, second = (ranks.sum(_joined(grads, parameters, shared)) for grads in (primary, auxiliary))
     sizes = first.norm() * second.norm()
     return first.dot(second) / sizes if sizes > 0 else None
+
+
+def _joined(grads: Grads, parameters: list[nn.Parameter], wanted: list[bool]) -> Tensor:
+    """The gradients of wanted parameters as one vector; zeros where a rank's part does not depend on one."""
+    found = zip(grads, parameters, wanted)
+    parts = [torch.zeros_like(own) if grad is None else grad for grad, own, is_wanted in found if is_wanted]
+    return torch.cat([part.detach().flatten().float() for part in parts])

@@ -21,13 +21,14 @@ class StepResult(NamedTuple):
         meta_loss: Primary meta loss at theta_1+, a scalar tensor; None without a meta step.
         regularizer: The weighted regulariser of the targets, a scalar tensor; None if there is none.
         outputs: Primary outputs ``[N, C, ...]`` of the training pass.
-        auxiliary_outputs: Auxiliary outputs ``[N, K, ...]`` of it; None if the step had no auxiliary task.
         targets: Auxiliary targets of the batch; None if the step had none.
         error: Estimated relative error of the hypergradient without its regulariser, a scalar tensor, where finite
             differences measured it; None otherwise.
+        skipped: Whether a gradient scaler skipped an update because a gradient overflowed.
+        auxiliary_outputs: Auxiliary outputs ``[N, K, ...]`` of the training pass; None if the step had no auxiliary
+            task.
         hypergradient_norm: Euclidean norm of the hypergradient, regulariser included, before clipping; None without
             a meta step.
-        skipped: Whether a gradient scaler skipped an update because a gradient overflowed.
     """
 
     primary_loss: Tensor
@@ -35,11 +36,11 @@ class StepResult(NamedTuple):
     meta_loss: Tensor | None = None
     regularizer: Tensor | None = None
     outputs: Tensor | None = None
-    auxiliary_outputs: Tensor | None = None
     targets: Tensor | None = None
     error: Tensor | None = None
-    hypergradient_norm: Tensor | None = None
     skipped: bool = False
+    auxiliary_outputs: Tensor | None = None
+    hypergradient_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)

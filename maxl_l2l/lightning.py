@@ -13,9 +13,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .algorithm import AuxiliaryLabelGenerator
-from .batches import moved
+from .batches import given_labels, moved
 from .calls import logits_of
 from .checks import check_choice, check_count, check_kind, some
+from .derivatives import StepResult
 from .extras import missing
 from .label_meter import LabelMeter
 from .loggers import scalars
@@ -23,6 +24,7 @@ from .measures import accuracy
 from .metrics import Metrics, hierarchy_of
 from .micro_batches import joined
 from .passes import cuda_devices
+from .progress import SHOWN
 from .ranks import Ranks
 from .sources import GeneratedLabels, LabelSource
 from .watch import warn_of_collapse
@@ -192,7 +194,7 @@ class LightningMAXL(L.LightningModule):
                 f"`configure_optimizers` must return {wanted} optimizers, of maxl.network and of maxl.generator, "
                 f"found {found}. Return them in a list, in this order."
             )
-        self._waiting, self._records = [], []
+        self._waiting, self._records, self._labels = [], [], None
         if self.trainer.world_size > 1:
             self.maxl.distribute()
         else:
@@ -201,12 +203,8 @@ class LightningMAXL(L.LightningModule):
             self._resumed = None
         if self._resumed is not None:
             self.maxl.experience.load_state_dict(self._resumed["experience"])
+            self._records = list(self._resumed.get("records", []))
         self._restore_random()
-
-    def on_train_epoch_start(self) -> None:
-        """Begins to measure labels, if that is asked for."""
-        hierarchy = None if self.metrics is None else hierarchy_of(self.maxl)
-        self._labels = None if hierarchy is None else LabelMeter(hierarchy, self.device)
 
     def on_train_epoch_end(self) -> None:
         """Logs what labels are like, and steps the schedulers that wait for a metric of the validation."""
@@ -224,6 +222,7 @@ class LightningMAXL(L.LightningModule):
             "random": [gather(state.to(self.device)).view(-1, len(state)).cpu() for state in states],
             "experience": self.maxl.experience.state_dict(),
             "metrics": dict(self.trainer.callback_metrics),
+            "records": self._records,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -238,13 +237,24 @@ class LightningMAXL(L.LightningModule):
             for device, state in zip(cuda_devices(self.maxl), others):
                 torch.cuda.set_rng_state(state, device)
 
+    def _measure_labels(self, batch: Any, result: StepResult) -> None:
+        """Measures the labels of a step, if that is asked for."""
+        hierarchy = None if self.metrics is None else hierarchy_of(self.maxl)
+        if hierarchy is None:
+            return
+        if self._labels is None:  # here, as a run that goes on inside an epoch does not begin one
+            self._labels = LabelMeter(hierarchy, self.device)
+        given = given_labels(batch, self.source.num_elements)
+        self._labels.add(result.targets, batch[1], result.auxiliary_outputs, given)
+
     def _tell_of_labels(self) -> None:
         """Logs what labels were like in this epoch, and warns if these and those before say nothing."""
         if self._labels is None or self.metrics is None:
             return
         self._labels.join(self.maxl.ranks)
-        found, hierarchy = self._labels.values(), self._labels.hierarchy
-        self.log_dict(scalars(found), sync_dist=True)
+        found, hierarchy, self._labels = self._labels.values(), self._labels.hierarchy, None
+        for name, value in scalars(found).items():
+            self.log(name, value, prog_bar=name in SHOWN and name != "sub_classes", sync_dist=True)
         self._records.append(found)
         if self.metrics.patience is not None and self.source.trains_generator and self.global_rank == 0:
             warn_of_collapse(self._records, hierarchy, self.metrics.patience)
@@ -255,8 +265,7 @@ class LightningMAXL(L.LightningModule):
     def _step(self, batches: list[Any], number: int) -> dict[str, Any]:
         """Takes a step, of the generator too if it is its turn in an epoch's step of that number."""
         turn = self.source.trains_generator and number % self.meta_every == 0
-        elements = self.source.num_elements
-        batch = self._joined(batches, "train", elements + (self.metrics is not None))
+        batch = self._joined(batches, "train", 3 if self.metrics is None else 4)
         meta_batch = self._joined(batches, "meta", 2)
         found: Any = self.optimizers()
         optimizers: list[Any] = found if isinstance(found, list) else [found]
@@ -271,21 +280,20 @@ class LightningMAXL(L.LightningModule):
         every = None if self.metrics is None else self.metrics.gradient_cosine
         if every is not None and number % every == 0:
             cosine = self.source.gradient_cosine(self.maxl, batch, len(batches))
-            self._log(batch[1], {"gradient_cosine": cosine})
+            self._log(batch[1], {"gradient_cosine": cosine}, prog_bar=True)
         if turn:
             result = self.source.step(self.maxl, batch, optimizers[0], optimizers[1], meta_batch, **given)
         else:
             result = self.source.network_step(self.maxl, batch, optimizers[0], **given)
         y, loss = batch[1], result.primary_loss + (0 if result.auxiliary_loss is None else result.auxiliary_loss)
         self.log("loss", loss, prog_bar=True, batch_size=len(y))
-        self._log(y, {name: getattr(result, name) for name in LOGGED})
+        skipped = ("meta_loss", "hypergradient_norm") if result.skipped else ()  # where these are not finite
+        self._log(y, {name: getattr(result, name) for name in LOGGED if name not in skipped})
         self._log(y, {"accuracy": None if result.outputs is None else accuracy(result.outputs, y)}, prog_bar=True)
-        if self._labels is not None:
-            labels = batch[elements] if len(batch) > elements else None
-            self._labels.add(result.targets, y, result.auxiliary_outputs, labels)
+        self._measure_labels(batch, result)
         if scaler is not None:
-            skipped = result.skipped / self.trainer.world_size  # all processes skip together
-            self.log("skipped", skipped, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
+            share = result.skipped / self.trainer.world_size  # all processes skip together
+            self.log("skipped", share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         return {name: value for name, value in result._asdict().items() if value is not None}
 
     def _joined(self, batches: list[Any], name: str, most: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,17 @@ from .derivatives import StepResult
 
 STEP = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "hypergradient_norm")
 """What is logged of single steps."""
+MOST_CLASSES = 100
+"""Primary classes of which a number each is logged."""
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what a record holds in single numbers; one a primary class as ``sub_classes_per_class/3``."""
+    """Returns what a record holds in single numbers; up to 100 of primary classes, as ``sub_classes_per_class/3``."""
     found = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
-    per_class = enumerate(record.get("sub_classes_per_class", ()))
-    return found | {f"sub_classes_per_class/{primary}": float(value) for primary, value in per_class}
+    per_class = record.get("sub_classes_per_class", ())
+    if len(per_class) <= MOST_CLASSES:
+        found |= {f"sub_classes_per_class/{primary}": float(value) for primary, value in enumerate(per_class)}
+    return found
 
 
 class Loggers:
@@ -37,10 +42,12 @@ class Loggers:
         several = loggers if isinstance(loggers, (list, tuple)) else [] if loggers is None else [loggers]
         self.loggers = list(several)
         for one in self.loggers:
-            if not any(callable(getattr(one, name, None)) for name in ("add_scalar", "log_metrics")):
+            known = any(callable(getattr(one, name, None)) for name in ("add_scalar", "log_metrics"))
+            if not known or isinstance(one, type):
+                found = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__
                 raise TypeError(
                     "`logger` must be a SummaryWriter of torch.utils.tensorboard, a logger of Lightning's, or a list "
-                    f"of these, found {type(one).__name__}. Write logger=SummaryWriter('runs/first')."
+                    f"of these, found {found}. Write logger=SummaryWriter('runs/first')."
                 )
 
     def step(self, number: int, result: StepResult) -> None:
@@ -52,21 +59,34 @@ class Loggers:
     def epoch(self, number: int, record: Mapping[str, Any]) -> None:
         """Logs an epoch's record after so many steps."""
         if self.loggers:
-            self._log(scalars(record), number)
-            for one in self.loggers:
-                for name in ("flush", "save"):  # a SummaryWriter's, a Lightning logger's
-                    _call(one, name)
+            self._log(scalars(record), number, written=True)
 
-    def _log(self, values: Mapping[str, float], number: int) -> None:
-        for one in self.loggers:
-            if callable(getattr(one, "log_metrics", None)):
-                one.log_metrics(dict(values), number)
-            else:
-                for name, value in values.items():
-                    one.add_scalar(name, value, number)
+    def _log(self, values: Mapping[str, float], number: int, written: bool = False) -> None:
+        """Logs values, and has them written; training goes on without a logger that raises."""
+        for one in list(self.loggers):
+            try:
+                _pass_on(one, values, number)
+                if written:
+                    _write(one)
+            except Exception as error:
+                self.loggers.remove(one)
+                warnings.warn(
+                    f"`logger` {type(one).__name__} raised {error!r} and is left out from now on; training goes on.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
-def _call(logger: Any, name: str) -> None:
-    method = getattr(logger, name, None)
-    if callable(method):
-        method()
+def _pass_on(logger: Any, values: Mapping[str, float], number: int) -> None:
+    if callable(getattr(logger, "log_metrics", None)):
+        logger.log_metrics(dict(values), number)
+    else:
+        for name, value in values.items():
+            logger.add_scalar(name, value, number)
+
+
+def _write(logger: Any) -> None:
+    for name in ("flush", "save"):  # a SummaryWriter's, a Lightning logger's
+        method = getattr(logger, name, None)
+        if callable(method):
+            method()

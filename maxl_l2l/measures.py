@@ -106,12 +106,14 @@ class Measured:
             self.means.add("auxiliary_loss", result.auxiliary_loss, count)
             if result.outputs is not None:
                 self.means.add("accuracy", accuracy(result.outputs, y), count)
-            self.usage.add(result.targets)
-            if self.labels is not None:
+            if self.labels is None:
+                self.usage.add(result.targets)
+            else:
                 self.labels.add(result.targets, y, result.auxiliary_outputs, given)
-        self.means.add("meta_loss", result.meta_loss, count)
         self.means.add("regularizer", result.regularizer, count)
-        self.means.add("hypergradient_norm", result.hypergradient_norm, count)
+        if not result.skipped:  # a gradient scaler skips a step where these are not finite
+            self.means.add("meta_loss", result.meta_loss, count)
+            self.means.add("hypergradient_norm", result.hypergradient_norm, count)
 
     def join(self, ranks: Ranks) -> None:
         """Adds what the other ranks have measured."""
@@ -131,7 +133,7 @@ class Measured:
         return {
             "sums": sums,
             "counts": dict(self.means.counts),
-            "used": sorted(self.usage.used),
+            "used": sorted(self.usage.used) if self.labels is None else self.labels.used(),
             "steps": self.steps,
             "skipped": int(self.skipped),
             "seconds": self.seconds,
@@ -146,5 +148,7 @@ class Measured:
         self.means.counts, self.usage.used = dict(state["counts"]), set(state["used"])
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.begun = time.perf_counter() - state["seconds"]
-        if self.labels is not None and state["labels"] is not None:
+        if self.labels is not None and state.get("labels") is not None:
             self.labels.load_state_dict(state["labels"])
+        else:
+            self.labels = None  # of a part of an epoch nothing is said

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
-from .batches import length, moved, set_epoch
+from .batches import given_labels, length, moved, set_epoch
 from .checkpoints import Checkpoint, unwritten
 from .clock import Clock
 from .errors import NonFiniteError
@@ -93,9 +93,11 @@ class Run:
                     break
                 self.history.epochs.append(record)
                 bar.show(record)
-                self.tell(record)
                 self.clock.end_step()
-                if self.stops(due=self.clock.checkpoint_minutes is None or len(self.history) == epochs):
+                stops = self.stops(due=self.clock.checkpoint_minutes is None or len(self.history) == epochs)
+                with self.maxl.ranks.call("fit"):
+                    self.tell(record)
+                if stops:
                     break
 
     def bar(self, epochs: int, progress: bool) -> Bar:
@@ -137,12 +139,11 @@ class Run:
             with self.maxl.ranks.call("fit"):
                 self.compare_gradients(batch, measured)
                 result = step(batch, meta_batch, self.pairs.done % self.meta_every == 0)
-            if result is not None:
-                self.steps += 1
-                given = batch[self.source.num_elements] if len(batch) > self.source.num_elements else None
-                measured.add(result, batch[1], self.stage == 0, given)
-                if self.maxl.ranks.rank == 0:
-                    self.loggers.step(self.steps, result)
+                if result is not None:
+                    self.steps += 1
+                    measured.add(result, batch[1], self.stage == 0, given_labels(batch, self.source.num_elements))
+                    if self.maxl.ranks.rank == 0:
+                        self.loggers.step(self.steps, result)
             self.pairs.mark()
             bar.advance(measured)
             if self.maxl.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
@@ -272,6 +273,7 @@ class Run:
             "test_loader": self.given(self.test_loader),
             "checkpoint_minutes": self.clock.checkpoint_minutes,
             "time_limit": self.given(self.clock.time_limit),
+            "metrics": str(self.metrics),
         }
 
     @staticmethod

@@ -58,12 +58,18 @@ class Samples:
         return self.labels.argmax(axis=1)
 
     def record(self) -> dict[str, Any]:
-        """Returns ``use`` and ``relative_label_entropy`` of these samples, as an epoch of :func:`fit` records them."""
+        """Returns ``use`` and the relative entropies of these samples' labels, as an epoch of :func:`fit` has them."""
         use = np.bincount(self.assigned, minlength=self.hierarchy.num_auxiliary).tolist()
         most = np.log(self.hierarchy.psi)[self.y]
         entropy = -(self.labels * np.log(np.where(self.labels > 0, self.labels, 1))).sum(axis=1)
-        relative = entropy[most > 0] / most[most > 0]
-        return {"use": use, **({"relative_label_entropy": float(relative.mean())} if len(relative) else {})}
+        split = most > 0
+        if not split.any():
+            return {"use": use}
+        relative = np.divide(entropy, most, where=split, out=np.zeros_like(entropy, dtype=float))
+        classes = [split & (self.y == primary) for primary in range(len(self.hierarchy))]
+        per_class = [float(relative[own].mean()) if own.any() else None for own in classes]
+        own = {"relative_label_entropy": float(relative[split].mean()), "relative_label_entropy_per_class": per_class}
+        return {"use": use, **own}
 
 
 def gather(

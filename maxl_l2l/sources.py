@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,12 +26,12 @@ class LabelSource(ABC):
 
     Attributes:
         trains_generator: Whether there is a second stage, which trains the generator.
-        num_elements: Elements of a batch that are the source's; one that follows is a label that somebody gave, which
-            nothing is trained with.
+        num_elements: Elements of a batch that are the source's, so that one that follows is a label that somebody gave,
+            which nothing is trained with; None if that can't be told.
     """
 
     trains_generator: bool = False
-    num_elements: int = 2
+    num_elements: int | None = None
 
     def label(self, dataset: Dataset[Any], psi: Hierarchy | Iterable[int]) -> Dataset[Any]:
         """Returns the dataset that this source trains on.
@@ -104,6 +105,7 @@ class GeneratedLabels(LabelSource):
     """
 
     trains_generator = True
+    num_elements = 2
 
     def __init__(self, method: str = "forward") -> None:
         self.method = method
@@ -243,7 +245,7 @@ class HumanLabels(FixedLabels):
 
 
 class LabelledDataset(Dataset[Any]):
-    """A dataset of ``(x, y)`` with a label put behind y in each item; what stood there follows.
+    """A dataset of ``(x, y)`` with a label put behind y in each item; a label that stood there follows.
 
     Args:
         dataset: Items ``(x, y)``, N of them.
@@ -256,10 +258,17 @@ class LabelledDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         x, y, *others = self.dataset[index]
-        return x, y, self.labels[index], *others
+        given = [one for one in others[:1] if is_label(one)]  # anything else might not make a batch
+        return x, y, self.labels[index], *given
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def is_label(value: Any) -> bool:
+    """Whether something is a class, or a tensor of some."""
+    is_whole = isinstance(value, Tensor) and value.dtype == torch.long
+    return is_whole or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def items(dataset: Dataset[Any]) -> Iterable[Any]:

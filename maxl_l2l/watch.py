@@ -12,6 +12,8 @@ from .hierarchy import Hierarchy
 
 SINGLE = UNIFORM = 0.99
 """The share of a class's samples in one sub-class, and of a uniform label's entropy, from which labels say nothing."""
+SURE, FEW = 0.9, 10
+"""The share of a uniform label's entropy from which the most probable sub-class means little; samples to judge by."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class Collapse:
     """What is wrong with the labels of an epoch, if anything.
 
     Attributes:
-        single: Primary classes that are split by psi, but have at least 99 % of their samples in one sub-class; none
-            where labels are uniform, as the most probable sub-class means nothing then.
+        single: Primary classes that are split by psi, but have at least 99 % of their samples in one sub-class, of ten
+            or more; not those whose labels have 90 % or more of the entropy of uniform ones, as the most probable
+            sub-class means little there.
         uniform: Whether the labels' mean entropy is at least 99 % of that of uniform ones.
     """
 
@@ -32,24 +35,24 @@ def collapse_of(record: Mapping[str, Any], hierarchy: Hierarchy) -> Collapse:
     """Judges an epoch's labels.
 
     Args:
-        record: Of a history, with ``use`` and ``relative_label_entropy``; without them nothing is wrong.
+        record: Of a history, with ``use``, ``relative_label_entropy`` and ``relative_label_entropy_per_class``; without
+            them nothing is wrong.
         hierarchy: The hierarchy.
 
     Example:
-        >>> collapse_of({"use": [50, 0, 20, 30], "relative_label_entropy": 0.7}, Hierarchy([2, 2]))
+        >>> record = {"use": [50, 0, 20, 30], "relative_label_entropy_per_class": [0.1, 0.9]}
+        >>> collapse_of(record, Hierarchy([2, 2]))
         Collapse(single=(0,), uniform=False)
     """
-    if record.get("relative_label_entropy", 0.0) >= UNIFORM:
-        return Collapse(uniform=True)
-    single = []
-    if "use" in record:
-        for primary, size in enumerate(hierarchy.psi):
-            block = hierarchy.block(primary)
-            counts = record["use"][block.start : block.stop]
-            # Of a single sample nothing can be said.
-            if size > 1 and sum(counts) > 1 and max(counts) >= SINGLE * sum(counts):
-                single.append(primary)
-    return Collapse(tuple(single))
+    single, start = [], 0
+    shares = record.get("relative_label_entropy_per_class") or [None] * len(hierarchy)
+    for primary, (size, share) in enumerate(zip(hierarchy.psi, shares)):
+        counts = record.get("use", [])[start : start + size]
+        start += size
+        judged = size > 1 and sum(counts) >= FEW and (share is None or share < SURE)
+        if judged and max(counts) >= SINGLE * sum(counts):
+            single.append(primary)
+    return Collapse(tuple(single), record.get("relative_label_entropy", 0.0) >= UNIFORM)
 
 
 def warn_of_collapse(

@@ -261,22 +261,23 @@ def test_summary_says_what_is_missing_to_judge_labels():
     assert "no learner was given to look at." in said(found[1])
 
 
-def looked_at(human=None):
-    # Six samples; class 0 has sub-classes 0 and 1, class 1 has 2 and 3, of which 3 is never used.
+def looked_at(human=None, times=1):
+    # Six samples, so many times; class 0 has sub-classes 0 and 1, class 1 has 2 and 3, of which 3 is never used.
     labels = np.array([[0.9, 0.1, 0, 0], [0.2, 0.8, 0, 0], [0.6, 0.4, 0, 0], *[[0, 0, 0.7, 0.3]] * 3])
     given = {"features": None, "images": None, "is_dense": False, "are_first": True}
-    return Samples(Hierarchy([2, 2]), np.array([0, 0, 0, 1, 1, 1]), labels, human, **given)
+    y = np.tile([0, 0, 0, 1, 1, 1], times)
+    return Samples(Hierarchy([2, 2]), y, np.tile(labels, (times, 1)), human, **given)
 
 
 def test_summary_of_samples_tells_use_and_collapse():
-    found = answered(None, looked_at())
+    found = answered(None, looked_at(times=10))
     assert found[1].verdict == "3 of 4 sub-classes in use"
-    assert "3 of 4 sub-classes are the most probable label of some of 6 samples, the first of the data" in said(
+    assert "3 of 4 sub-classes are the most probable label of some of 60 samples, the first of the data" in said(
         found[1]
     )
     assert "a probability of 0.73 on average (uniform: 0.50)" in said(found[1])
     assert found[2].verdict == "Yes"
-    words = "6 samples of the learner looked at: at least 99 % of the samples of class 1 lie in one sub-class."
+    words = "60 samples of the learner looked at: at least 99 % of the samples of class 1 lie in one sub-class."
     assert words in said(found[2])
 
 

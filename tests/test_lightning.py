@@ -146,7 +146,7 @@ def test_metrics_of_labels_are_those_of_fit_too():
     history = fit(maxl, data, 2, **pair, progress=False, metrics=wanted)
     module = fitted(learner(), data, epochs=2, metrics=wanted)
     expected = scalars(history.epochs[-1])
-    for name in ("epoch", "lr", "sub_classes", "seconds", "steps_per_second"):
+    for name in ("epoch", "lr", "seconds", "steps_per_second"):
         expected.pop(name)
     found = {name: float(value) for name, value in module.trainer.callback_metrics.items() if name != "loss"}
     assert found == pytest.approx(expected, rel=1e-5)

@@ -23,6 +23,7 @@ from maxl_l2l import (
     Hierarchy,
     History,
     HumanLabels,
+    LabelSource,
     Metrics,
     RandomLabels,
     SingleTask,
@@ -39,6 +40,7 @@ LABELS = {
     "auxiliary_accuracy",
     "label_entropy",
     "relative_label_entropy",
+    "relative_label_entropy_per_class",
     "mean_label_entropy",
     "use",
     "sub_classes_per_class",
@@ -74,8 +76,11 @@ class TestLabelMeter:
         found = meter.values()
         single = [math.log(2)] + [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.25, 0.1)]
         mean = [1.25 / 4, 0.75 / 4, 0.1 / 4, 1.9 / 4]
-        assert set(found) == LABELS
+        assert set(found) == LABELS | {"sub_classes"}
+        assert found["sub_classes"] == 2
         assert found["auxiliary_accuracy"] == 0.75
+        shares = [sum(single[:2]) / 2 / math.log(2), sum(single[2:]) / 2 / math.log(2)]
+        assert found["relative_label_entropy_per_class"] == pytest.approx(shares, rel=1e-6)
         assert found["label_entropy"] == pytest.approx(sum(single) / 4, rel=1e-6)
         assert found["relative_label_entropy"] == pytest.approx(sum(single) / 4 / math.log(2), rel=1e-6)
         assert found["mean_label_entropy"] == pytest.approx(-sum(p * math.log(p) for p in mean), rel=1e-6)
@@ -108,6 +113,42 @@ class TestLabelMeter:
         assert found["use"] == [1, 1, 2, 0]
         assert found["label_entropy"] == 0
         assert found["purity"] == 1
+
+    @pytest.mark.parametrize(
+        "targets",
+        [
+            torch.zeros(2, dtype=torch.int32),
+            torch.rand(2),
+            torch.rand(2, 3),
+            torch.rand(3, 4),
+            torch.zeros(2, 1).long(),
+        ],
+        ids=["int32", "one-dimensional", "other-width", "other-size", "other-shape"],
+    )
+    def test_targets_of_another_kind_are_passed_over(self, targets):
+        meter = LabelMeter(Hierarchy([2, 2]), CPU)
+        meter.add(targets, torch.tensor([0, 1]))
+        assert meter.values() == {}
+
+    def test_labels_of_no_mass_count_as_none(self):
+        meter = LabelMeter(Hierarchy([2]), CPU)
+        meter.add(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]), torch.rand(2, 2), torch.tensor([1, 0]))
+        found = meter.values()
+        assert found["use"] == [0, 1]
+        assert meter.sums["table"].tolist() == [[0, 0], [1, 0]]
+        assert found["label_entropy"] == 0
+
+    def test_accuracy_of_nothing_predicted_is_left_out(self):
+        meter = LabelMeter(Hierarchy([2]), CPU)
+        meter.add(torch.tensor([[0.3, 0.7]]), torch.tensor([0]))
+        assert "auxiliary_accuracy" not in meter.values()
+
+    def test_a_table_that_has_grown_too_large_is_given_up(self):
+        meter, y = LabelMeter(Hierarchy([2]), CPU), torch.zeros(2, dtype=torch.long)
+        meter.add(torch.rand(2, 2), y, given=torch.tensor([0, 1]))
+        with pytest.warns(RuntimeWarning, match="it goes up to 9000000, so that it is no label"):
+            meter.add(torch.rand(2, 2), y, given=torch.tensor([0, 9_000_000]))
+        assert "nmi" not in meter.values()
 
     def test_without_labels_there_are_no_values(self):
         meter = LabelMeter(Hierarchy([2, 2]), CPU)
@@ -227,6 +268,8 @@ class TestFit:
         for one, other in zip(plain.parameters(), measured.parameters()):
             assert torch.equal(one, other)
         extra = LABELS | {"steps_per_second", "gradient_cosine"}
+        every = {record["gradient_cosine"] for record in history.epochs}
+        assert len(every) == 2
         for record, bare in zip(history.epochs, without.epochs):
             assert set(record) == set(bare) | extra
             assert {name: record[name] for name in bare if name != "seconds"} == {
@@ -312,6 +355,86 @@ class TestFit:
                 k: v for k, v in record.items() if k not in timed
             }
 
+    def test_metrics_asked_for_inside_an_epoch_begin_with_the_next(self, tmp_path, monkeypatch):
+        now = iter(range(0, 10**6, 60))
+        monkeypatch.setattr("maxl_l2l.clock.monotonic", lambda: next(now))
+        options = {"checkpoint": tmp_path / "run.pt", "resume": True}
+        assert len(run(learner(), loader(), time_limit=6, **options)) == 0
+        content = torch.load(options["checkpoint"])
+        del content["ranks"][0]["inside"]["measured"]["labels"]  # as files had it before there were metrics
+        torch.save(content, options["checkpoint"])
+        first, second = run(learner(), loader(), metrics=True, **options).epochs
+        assert not LABELS & set(first)
+        assert set(second) > LABELS
+
+    def test_metrics_given_up_inside_an_epoch_leave_its_sub_classes(self, tmp_path, monkeypatch):
+        now = iter(range(0, 10**6, 60))
+        monkeypatch.setattr("maxl_l2l.clock.monotonic", lambda: next(now))
+        options = {"checkpoint": tmp_path / "run.pt", "resume": True}
+        assert len(run(learner(), loader(), metrics=True, time_limit=6, **options)) == 0
+        assert run(learner(), loader(), **options)["sub_classes"] == run(learner(), loader())["sub_classes"]
+
+    def test_steps_per_second_are_steps_by_time(self):
+        record = run(learner(), loader(), 1, metrics=True).epochs[0]
+        assert 4 / record["seconds"] == pytest.approx(record["steps_per_second"], rel=0.5)
+
+    def test_cosine_is_measured_on_every_so_manyth_step(self, monkeypatch):
+        taken = []
+        original = MAXL.gradient_cosine
+        monkeypatch.setattr(
+            MAXL, "gradient_cosine", lambda *args, **kwargs: taken.append(1) or original(*args, **kwargs)
+        )
+        run(learner(), loader(), metrics=Metrics(gradient_cosine=3))
+        assert len(taken) == 4  # the first and the fourth of each epoch's four
+
+    def test_generators_gradient_is_measured_before_it_is_clipped(self):
+        x, y = data().tensors
+        maxl = learner()
+        optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (maxl.network, maxl.generator)]
+        result = maxl.step(x, y, *optimizers, max_grad_norm=1e-3)
+        grads = torch.cat([parameter.grad.flatten() for parameter in maxl.generator.parameters()])
+        assert float(grads.norm()) == pytest.approx(1e-3, rel=1e-3)
+        assert result.hypergradient_norm > 2e-3
+
+    def test_micro_batches_measure_the_same(self):
+        whole, parts = (run(learner(), loader(), 1, metrics=True, micro_batches=number).epochs[0] for number in (1, 3))
+        for name in LABELS - {"relative_label_entropy_per_class"}:
+            assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
+
+    def test_compiled_passes_measure_the_same(self):
+        plain, compiled = learner(nn.BatchNorm1d(16)), learner(nn.BatchNorm1d(16))
+        compiled.compile(backend="aot_eager")
+        x, y = data().tensors
+        assert compiled.gradient_cosine(x, y) == pytest.approx(float(plain.gradient_cosine(x, y)), rel=1e-4)
+        run(compiled, loader(), 1, metrics=Metrics(gradient_cosine=1))
+
+    def test_step_that_a_scaler_skips_leaves_no_infinity_in_the_history(self):
+        maxl = learner()
+        with torch.autocast("cpu", torch.float16):
+            history = run(maxl, loader(), 1, metrics=True, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
+        assert history.epochs[0]["skipped"] > 0
+        assert math.isfinite(history.epochs[0].get("hypergradient_norm", 0.0))
+        assert math.isfinite(history.epochs[0].get("meta_loss", 0.0))
+
+    @pytest.mark.parametrize("numbers", [torch.arange(24) * 10**6, torch.full((24,), 2**63 - 1)], ids=["ids", "hashes"])
+    def test_numbers_that_are_no_labels_are_left_out_with_a_warning(self, numbers):
+        batches = DataLoader(TensorDataset(*data().tensors, numbers), batch_size=6)
+        with pytest.warns(RuntimeWarning, match="`metrics` leaves out the agreement with the element behind x and y"):
+            record = run(learner(), batches, 1, metrics=True).epochs[0]
+        assert "nmi" not in record
+        assert set(record) > LABELS
+
+    def test_source_that_does_not_say_what_it_takes_is_compared_with_nothing(self):
+        class Own(LabelSource):
+            def network_step(self, maxl, batch, optimizer, **options):
+                x, y, labels = batch
+                return maxl.network_step(x, y, optimizer, targets=labels, **options)
+
+        dataset = RandomLabels(0).label(data(), PSI)
+        record = run(learner(), DataLoader(dataset, batch_size=6), 1, source=Own(), metrics=Metrics(gradient_cosine=1))
+        assert "nmi" not in record.epochs[0]
+        assert set(record.epochs[0]) > LABELS
+
     def test_history_keeps_them(self, tmp_path):
         history = run(learner(), loader(), metrics=True)
         history.save(tmp_path / "history.json")
@@ -330,6 +453,7 @@ class TestFit:
             ({"metrics": 1}, TypeError, "`metrics` must be True, False or Metrics(...), found int."),
             ({"logger": "runs"}, TypeError, "`logger` must be a SummaryWriter of torch.utils.tensorboard, a logger of"),
             ({"logger": [object()]}, TypeError, "or a list of these, found object. Write logger=SummaryWriter("),
+            ({"logger": SummaryWriter}, TypeError, "or a list of these, found the class SummaryWriter. Write logger="),
             ({"log_every": 0}, ValueError, "`log_every` must be at least 1, found 0. Use 1 to log every step."),
         ],
     )
@@ -401,6 +525,41 @@ class TestLoggers:
         assert "label_entropy" in text.splitlines()[0]
         assert len(text.splitlines()) == 3
 
+    def test_logger_that_raises_is_left_out_and_training_goes_on(self, tmp_path):
+        class Full(Recorder):
+            def log_metrics(self, metrics, step=None):
+                raise OSError(28, "No space left on device")
+
+        recorder = Recorder()
+        with pytest.warns(
+            RuntimeWarning, match=r"`logger` Full raised OSError\(28, .* is left out from now on"
+        ) as found:
+            history = run(learner(), loader(), logger=[Full(), recorder], log_every=1)
+        assert len(found) == 1
+        assert len(history) == 2
+        assert len(recorder.logged) == 10
+
+    def test_steps_go_on_after_a_resume(self, tmp_path):
+        recorder, options = Recorder(), {"checkpoint": tmp_path / "run.pt", "resume": True}
+        run(learner(), loader(), 1, **options)
+        run(learner(), loader(), 2, logger=recorder, log_every=3, **options)
+        assert [step for step, _ in recorder.logged] == [6, 8]
+
+    def test_an_epoch_is_written_at_once(self):
+        class Writer:
+            added = flushed = 0
+
+            def add_scalar(self, name, value, step):
+                self.added += 1
+
+            def flush(self):
+                self.flushed += 1
+
+        writer = Writer()
+        run(learner(), loader(), logger=writer)
+        assert writer.flushed == 2
+        assert writer.added > 10
+
     def test_none_is_silent(self):
         Loggers(None, 1).epoch(1, {"epoch": 1})
 
@@ -411,10 +570,16 @@ class TestWatch:
         record = {"use": [99, 1, 98, 2, 50, 1, 0, 0], "relative_label_entropy": 0.5}
         assert collapse_of(record, hierarchy) == Collapse((0,), False)
         assert collapse_of({"relative_label_entropy": 0.995}, hierarchy) == Collapse((), True)
+        assert collapse_of({"relative_label_entropy": 0.985}, hierarchy) == Collapse()
         assert collapse_of({}, hierarchy) == Collapse()
 
+    def test_class_of_unsure_labels_or_few_samples_has_not_collapsed(self):
+        shares = [0.95, 0.85, None, 0.0]
+        record = {"use": [50, 0, 50, 0, 50, 9, 0, 0], "relative_label_entropy_per_class": shares}
+        assert collapse_of(record, Hierarchy([2, 2, 1, 3])).single == (1,)
+
     def test_warns_once_a_streak(self):
-        bad, good = {"use": [9, 0]}, {"use": [5, 4]}
+        bad, good = {"use": [10, 0]}, {"use": [5, 5]}
         hierarchy = Hierarchy([2])
         told = []
         records = []
@@ -427,7 +592,7 @@ class TestWatch:
         assert told == [6, 11]
 
     def test_says_which_classes_and_what_to_change(self):
-        records = [{"use": [9, 0, 4, 5, 0, 7]}] * 2
+        records = [{"use": [10, 0, 5, 5, 0, 70]}] * 2
         with pytest.warns(RuntimeWarning) as found:
             warn_of_collapse(records, Hierarchy([2, 2, 2]), 2)
         assert str(found[0].message) == (
@@ -485,11 +650,69 @@ def measured_by(rank):
     return [{k: v for k, v in record.items() if k not in ("seconds", "steps_per_second")} for record in history.epochs]
 
 
-def test_ranks_measure_what_one_process_does():
-    with Pool() as pool:
-        both = pool.run(measured_by)
+class Branching(nn.Module):
+    """A model whose second layer runs on more than three samples alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        hidden = self.first(x).tanh()
+        return self.head(hidden + self.second(hidden) if len(x) > 3 else hidden)
+
+
+def cosine_by(rank):
+    """The cosine of a rank with two or four samples, of which the latter alone use all of the model."""
+    torch.manual_seed(0)
+    maxl = MAXL(Branching(), PSI)
+    maxl.distribute()
+    x, y = data(6).tensors
+    where = (slice(0, 2), slice(2, 6))[rank]
+    return float(maxl.gradient_cosine(x[where], y[where]))
+
+
+def logged_by(rank):
+    """What a rank logs; its first logger raises."""
+    maxl = learner()
+    maxl.distribute()
+    recorder = Recorder()
+    run(maxl, [(x[rank::2], y[rank::2]) for x, y in loader()], logger=recorder, log_every=1)
+    return len(recorder.logged)
+
+
+def differing(rank):
+    maxl = learner()
+    maxl.distribute()
+    run(maxl, loader(), metrics=rank == 0)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with Pool() as processes:
+        yield processes
+
+
+def test_ranks_that_use_other_parameters_agree_on_the_cosine(pool):
+    first, second = pool.run(cosine_by)
+    assert first == second
+    assert -1 <= first <= 1
+
+
+def test_rank_0_alone_logs(pool):
+    assert pool.run(logged_by) == [10, 0]
+
+
+def test_ranks_that_measure_different_things_are_refused(pool):
+    for is_fine, answer in pool.attempt(differing):
+        assert not is_fine
+        assert "metrics" in answer
+
+
+def test_ranks_measure_what_one_process_does(pool):
+    both = pool.run(measured_by)
     assert both[0] == both[1]
     for found, expected in zip(both[0], measured_by(None)):
         assert set(found) == set(expected)
         for name, value in expected.items():
-            assert np.allclose(found[name], value, rtol=1e-4), name
+            assert np.allclose(np.array(found[name], float), np.array(value, float), rtol=1e-4, equal_nan=True), name
