@@ -20,6 +20,7 @@ GROUPS = {
     "The learner": "maxl",
     "The model check": "model_check",
     "The training loop": "training",
+    "The report": "reports",
 }
 REST = "Around it"
 ROLE = re.compile(r":\w+:`~?([\w.]+)`")
@@ -74,7 +75,7 @@ def grouped() -> dict[str, list[str]]:
 def with_imports(room: str, found: list[str]) -> list[str]:
     """Adds a room and all that it needs to a list, what is imported first."""
     if room not in found:
-        for other, _ in imports(tree_of(room)):
+        for other, _ in imports(tree_of(room), room):
             with_imports(other, found)
         found.append(room)
     return found
@@ -92,14 +93,19 @@ def public_names() -> Iterator[tuple[str, str, str]]:
         yield name, room_of[name], first_sentence(node)
 
 
-def imports(tree: ast.Module) -> list[tuple[str, list[str]]]:
-    """The rooms that a module imports, and which names of each."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return [(node.module, [alias.name for alias in node.names]) for node in nodes if node.module]
+def imports(tree: ast.Module, room: str = "") -> list[tuple[str, list[str]]]:
+    """The rooms that a room imports, and which names of each."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    folders = [room.split(".")[: -node.level] for node in nodes]
+    return [
+        (".".join([*folder, node.module]), [alias.name for alias in node.names])
+        for folder, node in zip(folders, nodes)
+        if node.module
+    ]
 
 
 def tree_of(room: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf-8"))
+    return ast.parse((PACKAGE / f"{room.replace('.', '/')}.py").read_text(encoding="utf-8"))
 
 
 def first_sentence(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader
 from .checks import check_count, check_kind
-from .comparison import Group, grouped
-from .evidence import Evidence, hierarchy_of_run
 from .files import replace_file
 from .hierarchy import Hierarchy
 from .history import History
 from .maxl import MAXL
-from .samples import Samples, gather
+from .reporting.comparison import Group, grouped
+from .reporting.evidence import Evidence, hierarchy_of_run
+from .reporting.samples import Samples, gather
 
 Histories = History | Iterable[History] | Mapping[str, History | Iterable[History]]
 
@@ -78,15 +77,17 @@ def report(
     _check_names(class_names, "class_names", _hierarchies(groups, maxl))
     _check_names(human_names, "human_names", [])
     # Here, as these rooms load matplotlib, which `import maxl_l2l` must not do.
-    drawing, writing = (importlib.import_module(f".{room}", __package__) for room in ("sections", "page"))
+    from .reporting.page import page
+    from .reporting.sections import sections
+
     place = _writable(folder)
     samples = _samples(maxl, loader, max_samples, seed, to_images)
     if isinstance(samples, Samples) and human_names is not None:
         _check_human_names(human_names, samples)
     evidence = Evidence(groups, samples, class_names, human_names, seed)
-    sections = drawing.sections(evidence)
-    text = writing.page(title, evidence, sections)
-    for section in sections:
+    drawn = sections(evidence)
+    text = page(title, evidence, drawn)
+    for section in drawn:
         path = place / "figures" / f"{section.name}.png"
         if section.png is None:
             path.unlink(missing_ok=True)  # of an earlier report

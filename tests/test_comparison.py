@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from maxl_l2l import Hierarchy, History
-from maxl_l2l.comparison import MEASURES, Estimate, grouped, measure_of
-from maxl_l2l.evidence import Evidence, agreement_of, human_table
-from maxl_l2l.samples import Samples
-from maxl_l2l.summary import answers
+from maxl_l2l.reporting.comparison import MEASURES, Estimate, grouped, measure_of
+from maxl_l2l.reporting.evidence import Evidence, agreement_of, human_table
+from maxl_l2l.reporting.samples import Samples
+from maxl_l2l.reporting.summary import answers
 
 
 def run(source, seed, *values, key="test_accuracy", **settings):

@@ -20,7 +20,11 @@ import maxl_l2l
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "maxl_l2l"
-ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
+ROOMS = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.parent == PACKAGE or path.stem != "__init__"
+)
 
 # Each module may import those above it, never one below; `__init__` is the package root. A new module needs one entry.
 ORDER = (
@@ -80,19 +84,19 @@ ORDER = (
     "progress",
     "run",
     "training",
-    "samples",
-    "comparison",
-    "evidence",
-    "summary",
-    "figures",
-    "curves",
-    "maps",
-    "gallery",
-    "embedding",
-    "run_figures",
-    "sample_figures",
-    "sections",
-    "page",
+    "reporting.samples",
+    "reporting.comparison",
+    "reporting.evidence",
+    "reporting.summary",
+    "reporting.figures",
+    "reporting.curves",
+    "reporting.maps",
+    "reporting.gallery",
+    "reporting.embedding",
+    "reporting.run_figures",
+    "reporting.sample_figures",
+    "reporting.sections",
+    "reporting.page",
     "reports",
     "lightning",
     "__init__",
@@ -120,13 +124,15 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def imported_rooms(source: str) -> set[str]:
-    """Names of our own modules that a module's source imports, at the top or inside a function."""
+def imported_rooms(source: str, room: str = "") -> set[str]:
+    """Names of our own modules that a room's source imports, at the top or inside a function."""
     rooms: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names = [node.module] if node.module else [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = room.split(".")[: -node.level]
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            names = [".".join([*folder, module]) for module in modules]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = own_names([node.module])
         elif isinstance(node, ast.Import):
@@ -138,7 +144,7 @@ def imported_rooms(source: str) -> set[str]:
 def own_names(modules: list[str]) -> list[str]:
     """Absolute names inside maxl_l2l without that prefix; the package itself becomes ``__init__``."""
     parts = [module.split(".") for module in modules]
-    return [part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "maxl_l2l"]
+    return [".".join(part[1:]) or "__init__" for part in parts if part[0] == "maxl_l2l"]
 
 
 def not_to_the_left(room: str, imported: set[str]) -> set[str]:
@@ -156,8 +162,9 @@ def test_build_ships_every_module_and_the_typed_marker_and_requires_torch_and_nu
         *("setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)),
         *("build", "--build-base", str(tmp_path / "build"), "--build-lib", str(tmp_path / "lib")),
     )
-    shipped = {path.name for path in (tmp_path / "lib" / "maxl_l2l").iterdir()}
-    assert shipped == {f"{room}.py" for room in ROOMS} | {"py.typed"}
+    built = tmp_path / "lib" / "maxl_l2l"
+    shipped = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
+    assert shipped == {f"{room.replace('.', '/')}.py" for room in ROOMS} | {"py.typed", "reporting/__init__.py"}
     core = (tmp_path / "maxl_l2l.egg-info" / "requires.txt").read_text().split("[", maxsplit=1)[0]
     assert {re.match(r"[\w-]+", line)[0] for line in core.split()} == CORE
 
@@ -170,7 +177,8 @@ def test_import_loads_no_optional_package() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_module_imports_only_modules_before_it(room: str) -> None:
     assert room in ORDER, f"give maxl_l2l/{room}.py its place in ORDER"
-    assert not_to_the_left(room, imported_rooms((PACKAGE / f"{room}.py").read_text())) == set()
+    source = (PACKAGE / f"{room.replace('.', '/')}.py").read_text()
+    assert not_to_the_left(room, imported_rooms(source, room)) == set()
 
 
 @pytest.mark.parametrize(
@@ -188,6 +196,17 @@ def test_module_imports_only_modules_before_it(room: str) -> None:
 )
 def test_import_to_the_right_of_any_spelling_is_seen(source: str) -> None:
     assert not_to_the_left("losses", imported_rooms(source)) != set()
+
+
+@pytest.mark.parametrize("source", ["from .page import page", "from ..lightning import LightningMAXL"])
+def test_import_to_the_right_from_a_folder_is_seen(source: str) -> None:
+    assert not_to_the_left("reporting.maps", imported_rooms(source, "reporting.maps")) != set()
+    assert imported_rooms("from ..losses import focal_loss", "reporting.maps") == {"losses"}
+
+
+def test_folder_of_rooms_holds_nothing_itself() -> None:
+    tree = ast.parse((PACKAGE / "reporting" / "__init__.py").read_text())
+    assert [type(node) for node in tree.body] == [ast.Expr]
 
 
 def test_imports_of_others_and_to_the_left_pass() -> None:

@@ -21,16 +21,16 @@ from torch.utils.data import DataLoader, TensorDataset
 import maxl_l2l
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, Hierarchy, History, SingleTask, fit, report
 from maxl_l2l import embedding as embedding_room
-from maxl_l2l.comparison import grouped
-from maxl_l2l.curves import label_curves, learning_curves, recorded
-from maxl_l2l.embedding import Coloring, embedded, embedding, obstacle
-from maxl_l2l.evidence import Evidence
-from maxl_l2l.figures import look, look_of, png
-from maxl_l2l.gallery import COLUMNS, gallery, strongest
-from maxl_l2l.maps import matrix, rows_of, shares, use_map
-from maxl_l2l.run_figures import use
-from maxl_l2l.sample_figures import features, human_classes, pictures
-from maxl_l2l.samples import Samples
+from maxl_l2l.reporting.comparison import grouped
+from maxl_l2l.reporting.curves import label_curves, learning_curves, recorded
+from maxl_l2l.reporting.embedding import Coloring, embedded, embedding, obstacle
+from maxl_l2l.reporting.evidence import Evidence
+from maxl_l2l.reporting.figures import look, look_of, png
+from maxl_l2l.reporting.gallery import COLUMNS, gallery, strongest
+from maxl_l2l.reporting.maps import matrix, rows_of, shares, use_map
+from maxl_l2l.reporting.run_figures import use
+from maxl_l2l.reporting.sample_figures import features, human_classes, pictures
+from maxl_l2l.reporting.samples import Samples
 
 NAMES = ["learning-curves", "labels", "use", "gallery", "embedding", "human-classes"]
 ROOT = Path(__file__).parents[1]

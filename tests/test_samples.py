@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from maxl_l2l import MAXL, Hierarchy
-from maxl_l2l.samples import Samples, chosen_classes, gather
+from maxl_l2l.reporting.samples import Samples, chosen_classes, gather
 
 
 def samples(y, labels, psi, **more):

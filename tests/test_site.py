@@ -132,7 +132,12 @@ def test_the_site_loads_nothing_from_elsewhere(site):
 
 
 def test_every_page_and_every_room_is_on_the_site(site):
-    rooms = {path.stem for path in (ROOT / "maxl_l2l").glob("*.py")} - {"__init__"}
+    package = ROOT / "maxl_l2l"
+    rooms = {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if path.stem != "__init__"
+    }
     assert {path.stem for path in (site / "api").glob("*.html")} == rooms | {"index"}
     index = (site / "index.html").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .checks import some
+from ..checks import some
+from ..watch import Collapse, collapse_of
 from .comparison import Estimate, Group, Measure
 from .evidence import Evidence, agreement_of, hierarchy_of_run
 from .samples import Samples
-from .watch import Collapse, collapse_of
 
 FEW = 5
 """Below so many pairs of runs a standard error is itself a guess."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from .extras import missing
+from ..extras import missing
 
 try:
     import matplotlib

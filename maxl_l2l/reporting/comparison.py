@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from .checks import check_kind
-from .history import History
+from ..checks import check_kind
+from ..history import History
 
 TITLES = {
     "SingleTask": "Single task",

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
+from ..hierarchy import Hierarchy
 from .figures import GRAY, INK, LIGHT, new_figure, short
-from .hierarchy import Hierarchy
 
 MOST = 20
 """Sub-classes of a class that are shown, the most used ones, where not all classes are."""

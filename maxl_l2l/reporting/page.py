@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..extras import missing
 from .comparison import Estimate, Group
 from .evidence import Evidence
-from .extras import missing
 from .sections import Section
 from .summary import answers
 

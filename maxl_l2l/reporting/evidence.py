@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .agreement import agreement
+from ..agreement import agreement
+from ..hierarchy import Hierarchy
+from ..history import History
 from .comparison import Group, Measure, invented, measure_of, of_source
-from .hierarchy import Hierarchy
-from .history import History
 from .samples import Samples
 
 

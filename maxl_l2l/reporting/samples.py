@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from .batches import moved
-from .evaluation import device_of
-from .hierarchy import Hierarchy
-from .maxl import MAXL
-from .networks import MultiTaskNetwork
-from .passes import RandomState, buffer_copies, cuda_devices, write_buffers
+from ..batches import moved
+from ..evaluation import device_of
+from ..hierarchy import Hierarchy
+from ..maxl import MAXL
+from ..networks import MultiTaskNetwork
+from ..passes import RandomState, buffer_copies, cuda_devices, write_buffers
 
 SIDE = 96
 """Pixels of a picture's longer side at most."""

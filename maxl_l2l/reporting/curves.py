@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from ..hierarchy import Hierarchy
 from .comparison import Group, Measure
 from .figures import GRAY, INK, LIGHT, look_of, new_figure, short
-from .hierarchy import Hierarchy
 
 
 def learning_curves(groups: Sequence[Group], measure: Measure, single: Group | None, title: str) -> Any:
