@@ -29,7 +29,8 @@ def _only_process(monkeypatch):
         monkeypatch.setenv(name, str(value))
 
 
-@pytest.mark.parametrize("page", PAGES)
+# The tutorial runs as a notebook, in test_tutorial.py.
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "tutorial.md"])
 @pytest.mark.usefixtures("_only_process")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_snippets_run_in_order(page, tmp_path, monkeypatch):
