@@ -25,26 +25,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.cifar100.markdown import markdown
-from maxl_l2l import MAXL, fit
+from maxl_l2l import fit
 from maxl_l2l.lightning import LightningMAXL
 
 from .environment import environment, write
-from .networks import network
-from .spread import spread
+from .overhead import NUM_CLASSES, learner, rows, table
 
-NUM_CLASSES = 20
-PSI = [5] * NUM_CLASSES
 TITLES = {
     "plain": "`maxl.step` in a loop",
     "fit": "`fit`",
     "lightning": "Lightning, no logger, no progress bar",
     "lightning-shown": "Lightning, `CSVLogger` and progress bar",
 }
-COLUMNS = ("", "Milliseconds an iteration", "Ratio to the first", "Milliseconds more")
 Epoch = Callable[[], float]
 """Trains for an epoch and returns how many seconds it took."""
 
@@ -57,18 +51,6 @@ class Clock(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.started
-
-
-def model(name: str) -> nn.Module:
-    """A network of benchmarks.networks, or ``mlp``, so small that all is overhead."""
-    if name == "mlp":
-        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 32), nn.ReLU(), nn.Linear(32, NUM_CLASSES))
-    return network(name, NUM_CLASSES)
-
-
-def learner(name: str) -> MAXL:
-    torch.manual_seed(0)
-    return MAXL(model(name), PSI)
 
 
 def plain_epoch(name: str, loader: DataLoader[Any]) -> Epoch:
@@ -137,35 +119,6 @@ def measure(name: str, batch: int, iterations: int, repeats: int) -> dict[str, A
                 if repeat >= 0:
                     seconds[entrant].append(taken)
     return {"network": name, "batch": batch, "rows": rows(seconds, TITLES), "seconds": seconds}
-
-
-def rows(seconds: dict[str, list[float]], titles: dict[str, str]) -> list[dict[str, Any]]:
-    """One row an entrant; ratio to and difference from the plain one are taken repeat by repeat."""
-    return [
-        {
-            "entrant": entrant,
-            "title": titles[entrant],
-            "seconds": spread(own),
-            "ratio": spread([one / other for one, other in zip(own, seconds["plain"])]),
-            "more": spread([one - other for one, other in zip(own, seconds["plain"])]),
-        }
-        for entrant, own in seconds.items()
-    ]
-
-
-def table(found: list[dict[str, Any]]) -> str:
-    """Rows as a table in Markdown."""
-    return markdown(COLUMNS, map(cells, found))
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    ratio, more = row["ratio"], row["more"]
-    return [
-        row["title"],
-        f"{1000 * row['seconds']['median']:.1f}",
-        f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
-        "" if row["entrant"] == "plain" else f"{1000 * more['median']:.1f}",
-    ]
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from examples.cifar100 import summarize
 from examples.cifar100.markdown import markdown
 from maxl_l2l.files import replace_file
 
-from . import epoch, lightning_overhead, ranks, report
+from . import epoch, overhead, ranks, report
 from .growth import CURVES
 from .libraries import CONTENDERS
 
@@ -126,7 +126,7 @@ def growth_cell(result: dict[str, Any]) -> str:
 
 def overhead_tables(content: dict[str, Any]) -> Tables:
     for part in content.get("lightning") or content["metrics"]:
-        yield f"{part['network']}, batch {part['batch']}:", lightning_overhead.table(part["rows"])
+        yield f"{part['network']}, batch {part['batch']}:", overhead.table(part["rows"])
 
 
 def ranks_tables(content: dict[str, Any]) -> Tables:

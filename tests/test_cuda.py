@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples.cifar100.arithmetic import PRECISIONS, matrix_rate
 from examples.cifar100.data import Batches, Images
 from examples.cifar100.networks import network
-from maxl_l2l import MAXL, HumanLabels, fit
+from maxl_l2l import MAXL, HumanLabels, Metrics, fit, report
 from maxl_l2l.passes import clones, write_buffers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -141,6 +141,20 @@ def test_fit_moves_batches_to_the_learners_device(tmp_path):
     fit(maxl, loader, 1, source=source, seed=0, progress=False, checkpoint=tmp_path / "run.pt")
     history = fit(maxl, loader, 2, seed=0, progress=False, checkpoint=tmp_path / "run.pt", resume=True)
     assert len(history) == 2
+
+
+def test_metrics_on_the_gpu_are_those_on_the_cpu(tmp_path):
+    torch.manual_seed(0)
+    twins = [MAXL(cnn(dropout=0.0), [3, 4]).double()]
+    twins.append(copy.deepcopy(twins[0]).cuda())
+    x, y = batch("cpu")
+    loader = DataLoader(TensorDataset(x, y, torch.arange(12) % 5 - 1), batch_size=4)
+    wanted = Metrics(gradient_cosine=2)
+    expected, found = (fit(maxl, loader, 2, seed=0, progress=False, metrics=wanted).epochs[-1] for maxl in twins)
+    for name in expected.keys() - {"seconds", "steps_per_second"}:
+        assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+    page = report(tmp_path, None, twins[1], loader)
+    assert "Images of each invented class" in page.read_text(encoding="utf-8")
 
 
 def test_buffers_are_copied_as_one_by_one():

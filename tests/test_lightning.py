@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from benchmarks import lightning_overhead
+from benchmarks import lightning_overhead, overhead
 from maxl_l2l import (
     MAXL,
     EntropyLabels,
@@ -724,4 +724,4 @@ def test_overhead_is_measured():
     assert [row["entrant"] for row in found["rows"]] == ["plain", "fit", "lightning", "lightning-shown"]
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found["seconds"].values())
     assert found["rows"][0]["ratio"] == {"median": 1, "low": 1, "high": 1}
-    assert lightning_overhead.table(found["rows"]).count("\n") == 5
+    assert overhead.table(found["rows"]).count("\n") == 5

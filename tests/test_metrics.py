@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 import maxl_l2l.agreement
+from benchmarks import metrics_overhead
 from maxl_l2l import (
     MAXL,
     AuxiliaryLabelGenerator,
@@ -716,3 +717,10 @@ def test_ranks_measure_what_one_process_does(pool):
         assert set(found) == set(expected)
         for name, value in expected.items():
             assert np.allclose(np.array(found[name], float), np.array(value, float), rtol=1e-4, equal_nan=True), name
+
+
+def test_what_metrics_cost_is_measured():
+    found = metrics_overhead.measure("mlp", batch=4, iterations=2, repeats=2)
+    assert [row["entrant"] for row in found["rows"]] == list(metrics_overhead.TITLES)
+    assert all(row["seconds"]["median"] > 0 for row in found["rows"])
+    assert found["rows"][0]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
