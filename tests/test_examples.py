@@ -52,6 +52,15 @@ def test_digits_draws_a_figure(digits):
     assert (folder / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_digits_demo_writes_a_report(digits):
+    folder, _ = digits
+    page = folder / "report" / "index.html"
+    assert page.stat().st_size < 3e6
+    text = page.read_text(encoding="utf-8")
+    assert "Is the digit below five?" in text
+    assert len(list((folder / "report" / "figures").glob("*.png"))) == 6
+
+
 def test_regression_runs():
     printed = run_example("regression.py", "--seeds", 2, "--epochs", 2)
     assert re.search(r"invented targets +\d\.\d{3}", printed)
