@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import maxl_l2l
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, Hierarchy, History, SingleTask, fit, report
-from maxl_l2l import embedding as embedding_room
+from maxl_l2l.reporting import embedding as embedding_room
 from maxl_l2l.reporting.comparison import grouped
 from maxl_l2l.reporting.curves import label_curves, learning_curves, recorded
 from maxl_l2l.reporting.embedding import Coloring, embedded, embedding, obstacle
