@@ -65,7 +65,8 @@ def uri_of(path: str) -> str:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path.startswith("maxl_l2l/"):
-        return f"{ROOMS}{posixpath.basename(path).removesuffix('.py').replace('__init__', 'index')}.md"
+        room = path.removeprefix("maxl_l2l/").removesuffix(".py").replace("/", ".")
+        return f"{ROOMS}{room.replace('__init__', 'index')}.md"
     place = ROOT / path
     shown = place.is_dir() or place.suffix in LANGUAGES
     return f"source/{path}.md" if shown else f"source/{path}"
