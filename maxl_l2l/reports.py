@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from .reporting.comparison import Group, grouped
 from .reporting.evidence import Evidence, hierarchy_of_run
 from .reporting.samples import Samples, gather
 
+ONE_AT_A_TIME = threading.RLock()
+"""Held while random states, matplotlib's settings and warning filters, which all threads share, are other ones."""
 Histories = History | Iterable[History] | Mapping[str, History | Iterable[History]]
 
 
@@ -41,17 +46,17 @@ def report(
 
     Args:
         folder: Where to write ``index.html`` and ``figures/*.png``; made if missing.
-        histories: What :func:`fit` returned: a history; several, which are told apart by their label source; or a
-            mapping from titles to one or several. Runs with a test_loader tell whether labels helped, those of
-            SingleTask() by how much, those of EntropyLabels() what the meta gradient had to do with it, several seeds
-            with what error, and ``metrics=True`` what the labels were like.
+        histories: What :func:`fit` returned: a history; several, which are told apart by their label source and
+            settings; or a mapping from titles to one or several. Runs with a test_loader tell whether labels helped,
+            those of SingleTask() by how much, those of EntropyLabels() what the meta gradient had to do with it,
+            several seeds with what error, and ``metrics=True`` what the labels were like.
         maxl: The trained learner whose labels and features are looked at, in evaluation mode. It is left as it was, and
             so are random states.
         loader: Batches ``(x, y)`` for it, or ``(x, y, human label)``, integers that are negative where unknown.
         class_names: What the C primary classes are called.
         human_names: What the human classes are called, by number.
         to_images: From a batch's x to images ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, in 0 .. 1. If None: x itself if it
-            has that shape, scaled from its lowest to its highest value.
+            has that shape, scaled from its lowest to its highest values, but for half a percent of them at either end.
         title: The heading of the page.
         max_samples: How many samples to look at; drawn from all of the data if the loader's dataset has an index.
         seed: Of that draw, and of t-SNE.
@@ -78,14 +83,15 @@ def report(
     _check_names(human_names, "human_names", [])
     # Here, as these rooms load matplotlib, which `import maxl_l2l` must not do.
     from .reporting.page import page
-    from .reporting.sections import sections
+    from .reporting.sections import FIGURES, sections
 
-    place = _writable(folder)
-    samples = _samples(maxl, loader, max_samples, seed, to_images)
-    if isinstance(samples, Samples) and human_names is not None:
-        _check_human_names(human_names, samples)
-    evidence = Evidence(groups, samples, class_names, human_names, seed)
-    drawn = sections(evidence)
+    place = _writable(folder, FIGURES)
+    with ONE_AT_A_TIME:
+        samples = _samples(maxl, loader, max_samples, seed, to_images)
+        if isinstance(samples, Samples) and human_names is not None:
+            _check_human_names(human_names, samples)
+        evidence = Evidence(groups, samples, class_names, human_names, seed)
+        drawn = sections(evidence)
     text = page(title, evidence, drawn)
     for section in drawn:
         path = place / "figures" / f"{section.name}.png"
@@ -175,7 +181,7 @@ def _check_human_names(names: Sequence[str], samples: Samples) -> None:
         )
 
 
-def _writable(folder: str | Path) -> Path:
+def _writable(folder: str | Path, figures: Iterable[str]) -> Path:
     """The folder, made if missing; raises OSError, with its name, if nothing can be written there."""
     if not isinstance(folder, (str, Path)):
         raise TypeError(f"`folder` must be a path, found {type(folder).__name__}. Write report('out/report', ...).")
@@ -187,4 +193,8 @@ def _writable(folder: str | Path) -> Path:
                 pass
     except OSError as error:
         raise OSError(error.errno, f"`folder` can't be written to: {error.strerror}", str(place)) from error
+    for path in (place / "index.html", *(place / "figures" / f"{name}.png" for name in figures)):
+        if path.is_dir():
+            reason = os.strerror(errno.EISDIR)
+            raise IsADirectoryError(errno.EISDIR, f"`folder` can't be written to: {reason}", str(path))
     return place

@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -28,7 +30,7 @@ from maxl_l2l.reporting.evidence import Evidence
 from maxl_l2l.reporting.figures import look, look_of, png
 from maxl_l2l.reporting.gallery import COLUMNS, gallery, strongest
 from maxl_l2l.reporting.maps import matrix, rows_of, shares, use_map
-from maxl_l2l.reporting.run_figures import use
+from maxl_l2l.reporting.run_figures import learning, use
 from maxl_l2l.reporting.sample_figures import features, human_classes, pictures
 from maxl_l2l.reporting.samples import Samples
 
@@ -195,7 +197,7 @@ def test_histories_alone_leave_pictures_out_and_say_why(tmp_path):
 def test_learner_alone_leaves_curves_out_and_says_why(tmp_path):
     maxl, _, loader = trained(epochs=1, metrics=False)
     found = reasons(tmp_path, None, maxl, [batch[:2] for batch in loader])
-    assert "no histories with an accuracy or a loss were given." in found
+    assert "no histories with a finite accuracy or loss were given." in found
     assert "no history has recorded anything of its labels. fit(..., metrics=True) does." in found
     assert "the loader has no human labels: integers as a third element of its batches" in found
     assert {file.stem for file in (tmp_path / "figures").iterdir()} == {"gallery", "embedding"}
@@ -281,6 +283,22 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_computed
     with pytest.raises(OSError, match=r"`folder` can't be written to: .*file") as caught:
         report(tmp_path / place, None, MAXL(nn.Linear(4, 2), [2, 2]), batches())
     assert caught.value.filename == str(tmp_path / place)
+
+
+@pytest.mark.parametrize("name", ["index.html", "figures/gallery.png"])
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_computed(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=f"`folder` can't be written to: .*{name}"):
+        report(tmp_path, History({}, [{"accuracy": 0.5}]))
+
+
+def test_reports_in_several_threads_leave_settings_as_they_were(tmp_path):
+    before = dict(matplotlib.rcParams)
+    history = History({}, [{"accuracy": 0.5}])
+    report(tmp_path, history)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: report(tmp_path / str(number), history), range(6)))
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_a_loader_that_fails_leaves_the_earlier_report_whole(tmp_path):
@@ -388,6 +406,7 @@ def test_embedding_keeps_groups_apart_and_is_the_same_again(size, width):
 
 def test_no_two_categories_look_the_same():
     assert len({(color, marker) for color, _, marker in map(look_of, range(70))}) == 70
+    assert len({(color, style) for color, style, _ in map(look_of, range(42))}) == 42
 
 
 def test_gallery_shows_the_images_of_the_largest_probability():
@@ -440,7 +459,7 @@ def runs(source, *values, key="test_accuracy", **more):
 def test_learning_curves_draw_means_bands_and_paired_gains():
     groups = grouped([*runs("SingleTask", [0.5, 0.6], [0.7, 0.8]), *runs("GeneratedLabels", [0.6, 0.7], [0.8, 0.96])])
     with look():
-        figure = learning_curves(groups, Evidence(groups, "").measure, groups[0], "Title")
+        figure = learning_curves(groups, Evidence(groups, "").measure, groups[:1], "Title")
         png(figure)
     curves, ends = figure.axes
     np.testing.assert_allclose(curves.lines[0].get_ydata(), [60, 70])
@@ -454,7 +473,7 @@ def test_learning_curves_draw_means_bands_and_paired_gains():
 def test_a_single_run_has_no_band_and_the_title_says_so():
     groups = grouped(runs("GeneratedLabels", [0.5, 0.6]))
     with look():
-        figure = learning_curves(groups, Evidence(groups, "").measure, None, "Title")
+        figure = learning_curves(groups, Evidence(groups, "").measure, [], "Title")
     assert not figure.axes[0].collections
     assert figure.axes[0].get_title(loc="left") == "One run each: no band"
 
@@ -462,7 +481,7 @@ def test_a_single_run_has_no_band_and_the_title_says_so():
 def test_curves_leave_the_first_epochs_outside_where_they_squeeze_the_rest():
     groups = grouped(runs("GeneratedLabels", [0.1, *[0.9 + number / 1000 for number in range(9)]]))
     with look():
-        curves = learning_curves(groups, Evidence(groups, "").measure, None, "Title").axes[0]
+        curves = learning_curves(groups, Evidence(groups, "").measure, [], "Title").axes[0]
     assert curves.get_ylim()[0] > 80
     assert curves.get_xlabel() == "epoch (the first ones lie outside)"
 
@@ -472,7 +491,7 @@ def test_curves_without_a_late_value_keep_their_range():
     groups = grouped([*runs("GeneratedLabels", [0.5]), lost])
     lost.epochs[-1]["test_accuracy"] = float("nan")
     with look():
-        curves = learning_curves(groups, Evidence(groups, "").measure, None, "Title").axes[0]
+        curves = learning_curves(groups, Evidence(groups, "").measure, [], "Title").axes[0]
     assert curves.get_xlabel() == "epoch"
 
 
@@ -591,7 +610,7 @@ def test_groups_without_the_measure_or_a_pair_are_told(tmp_path):
         "Old": runs("RandomLabels", [0.5], key="accuracy"),
     }
     text = " ".join(Page(report(tmp_path, histories)).text.split())
-    assert "Not drawn, as they have recorded no test accuracy: Old." in text
+    assert "Not drawn, as they have recorded no finite test accuracy: Old." in text
     assert "No run of Mine can be paired with one of Single task" in text
 
 
@@ -609,7 +628,7 @@ def test_the_digits_example_writes_a_report_from_its_runs(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(ROOT / "examples")
     digits = importlib.import_module("digits")
     threads = torch.get_num_threads()
-    runs = [digits.train((name, 0, 1, 0.01)) for name in ("single", "maxl")]
+    runs = [digits.train((name, 0, 1, 0.01, 2.0)) for name in ("single", "maxl")]
     torch.set_num_threads(threads)
     histories, learners = ([run.pop(key, None) for run in runs] for key in ("history", "learner"))
     assert all(
@@ -619,3 +638,79 @@ def test_the_digits_example_writes_a_report_from_its_runs(tmp_path, monkeypatch)
     assert len(page.images) == 6
     assert "Left out" not in page.text
     assert "five or more" in page.text
+
+
+def test_captions_say_how_runs_are_paired_and_what_is_missing():
+    groups = grouped([run for source in ("SingleTask", "GeneratedLabels") for run in
+                      (History({"source": source}, [{"test_accuracy": 0.5, "use": [1, 2]}]),)])  # fmt: skip
+    with look():
+        assert "less that of single-task runs, paired in the order given." in learning(Evidence(groups, ""))[2]
+    assert use(Evidence(groups, "")) == "the settings of MAXL have no psi that fits the recorded use of sub-classes."
+
+
+def test_images_that_are_long_and_thin_have_no_gallery():
+    samples = Samples(**{**vars(evidence_of(3, 2).samples), "images": np.zeros((400, 128, 1))})
+    assert "images of 128 by 1 pixels are too long and thin to show." in pictures(Evidence([], samples))
+
+
+def cut(figure):
+    """What is written in a figure and does not lie in it."""
+    figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    ticks = [one for axes in figure.axes for one in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    shown = [text for text in shown if text not in ticks or text.get_text()[0] not in "0123456789-"]
+    boxes = {text.get_text(): text.get_window_extent() for text in shown}
+    return [text for text, box in boxes.items() if not (box.x0 > -1 < box.y0 and box.x1 < width and box.y1 < height)]
+
+
+def test_nothing_that_is_written_is_cut():
+    single = runs("SingleTask", [1e270], [2e270], key="test_loss")
+    maxl = runs("GeneratedLabels", [1e10], [2e10], key="test_loss")
+    groups = grouped({"a long title of runs without an auxiliary task": single, "another long title of runs": maxl})
+    rng = np.random.RandomState(0)
+    y = np.arange(20) % 2
+    found = Samples(Hierarchy([1, 1]), y, np.eye(2)[y], y, rng.rand(20, 3), rng.rand(20, 8, 4), False, False)
+    evidence = Evidence(groups, found, ["W" * 60, "V" * 60], ["W" * 60, "V" * 60])
+    with look():
+        assert not cut(learning(evidence)[0])
+        assert not cut(pictures(evidence)[0])
+        assert not cut(human_classes(evidence)[0])
+
+
+def test_names_that_are_cut_stay_distinct_and_are_given_in_full(tmp_path):
+    maxl, history, loader = trained(epochs=1)
+    names = ["a very long name of a primary class, above", "a very long name of a primary class, below"]
+    page = Page(report(tmp_path, history, maxl, loader, class_names=names, human_names=list("abcd")))
+    table = page.text.split("In the figure")[1]
+    assert "0: a very long name o…" in table
+    assert "1: a very long name o…" in table
+    assert all(name in table for name in names)
+    assert page.text.count("In the figure") == 4  # use, gallery, embedding, matrix
+
+
+def test_shares_are_written_in_the_ink_that_is_seen():
+    counts = np.array([[3, 7], [5, 5], *[[0, 1]] * 18])
+    with look():
+        figure = matrix(counts, [0, 1], Hierarchy([20]), {0: list(range(20))}, ["a", "b"], str, "Title")
+    # On a scale of square roots 0.3 is 0.55, a light blue; 0.5 is 0.71, a dark one.
+    assert [text.get_color() for text in figure.axes[0].texts[:4]] == ["#222222", "white", "white", "white"]
+
+
+def test_headings_are_in_order_and_numbers_are_plain(full, tmp_path):
+    headings = [tag for tag in full[1].tags if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == "h1"
+    assert set(headings[1:]) == {"h2"}
+    histories = runs("GeneratedLabels", [1250.0], [1270.0], key="steps_per_second", test_accuracy=0.5)
+    path = report(tmp_path, histories)
+    assert re.search(r"Steps a second\s*1260 ± 10\b", Page(path).text)
+    text = path.read_text(encoding="utf-8")
+    assert text.count('<div class="scroll" tabindex="0">') == text.count("<table>")
+
+
+def test_map_of_use_says_that_uniform_labels_have_one_dark_row_too():
+    groups = grouped(runs("GeneratedLabels", [0.5], use=[5, 5, 9, 1]))
+    with look():
+        assert (
+            "One dark row in a block means collapse, unless labels are nearly uniform." in use(Evidence(groups, ""))[2]
+        )

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from maxl_l2l import MAXL, Hierarchy
-from maxl_l2l.reporting.samples import Samples, chosen_classes, gather
+from maxl_l2l.reporting.evidence import record_of
+from maxl_l2l.reporting.maps import chosen_classes
+from maxl_l2l.reporting.samples import Samples, gather
 
 
 def samples(y, labels, psi, **more):
@@ -32,14 +34,14 @@ def data(size=40):
 def test_record_counts_use_and_relative_entropy_by_hand():
     # Entropies 0 and log 2 over log 2, and (3/4, 1/4) over log 2; the class of one sub-class has nothing to choose.
     labels = [[1, 0, 0], [0.5, 0.5, 0], [0.25, 0.75, 0], [0, 0, 1]]
-    record = samples([0, 0, 0, 1], labels, [2, 1]).record()
+    record = record_of(samples([0, 0, 0, 1], labels, [2, 1]))
     assert record["use"] == [2, 1, 1]
     third = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
     assert record["relative_label_entropy"] == pytest.approx((0 + 1 + third) / 3)
 
 
 def test_record_of_classes_that_are_not_split_has_no_relative_entropy():
-    assert samples([0, 1], np.eye(2), [1, 1]).record() == {"use": [1, 1]}
+    assert record_of(samples([0, 1], np.eye(2), [1, 1])) == {"use": [1, 1]}
 
 
 def test_gather_gives_labels_and_features_of_evaluation_mode():
@@ -304,3 +306,116 @@ def test_chosen_classes_are_the_largest_and_those_with_the_surest_labels(sizes, 
 def test_data_loader_of_tensors_works():
     x, y = data()
     assert len(gather(learner(), DataLoader(TensorDataset(x, y), batch_size=16), 1000, seed=0).y) == 40
+
+
+class Own:
+    """A sampler with random numbers of its own, and perhaps a length."""
+
+    def __init__(self, size):
+        self.size, self.generator, self.passes = size, torch.Generator().manual_seed(5), 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield from torch.randperm(self.size, generator=self.generator).tolist()
+
+
+class Sized(Own):
+    def __len__(self):
+        return self.size
+
+
+@pytest.mark.parametrize("can_be_copied", [True, False])
+def test_gather_does_not_advance_what_is_inside_a_batch_sampler(can_be_copied):
+    sampler = Sized(200)
+    if not can_be_copied:
+        sampler.lock = (number for number in range(3))
+    loader = DataLoader(Counting(200), batch_sampler=BatchSampler(sampler, 10, False))
+    state = sampler.generator.get_state()
+    assert len(gather(learner(), loader, 50, seed=0).y) == 50
+    assert (sampler.generator.get_state() == state).all()
+    assert sampler.passes == (0 if can_be_copied else 1)
+    assert loader.dataset.read == 50
+
+
+def test_gather_of_a_sampler_without_a_length_takes_the_first_batches():
+    found = gather(learner(), DataLoader(Counting(200), batch_size=10, sampler=Own(200)), 30, seed=0)
+    assert found.are_first
+    assert len(found.y) == 30
+
+
+def prepare(number):
+    torch.utils.data.get_worker_info().dataset.prepared = number + 1
+
+
+class Prepared(Dataset):
+    prepared = 0
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.zeros(4), index % 2, self.prepared
+
+
+def test_gather_reads_with_the_workers_of_the_loader():
+    loader = DataLoader(Prepared(), batch_size=10, num_workers=1, worker_init_fn=prepare)
+    assert (gather(learner(), loader, 10, seed=0).human == 1).all()
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_gather_cuts_an_x_of_several_parts(kind):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+
+        def forward(self, parts):
+            values, texts = parts
+            assert len(values) == len(texts) == 10
+            assert all(float(text) == value for text, value in zip(texts, values[:, 0].tolist()))
+            return self.body(values)
+
+    x, y = data()
+    texts = [str(value) for value in x[:, 0].tolist()]
+    maxl = MAXL(Model(), [2, 2])
+    for batches in ([(kind([x, texts]), y)], iter([(kind([x, texts]), y)])):
+        assert len(gather(maxl, batches, 10, seed=0).y) == 10
+
+
+def test_gather_takes_a_share_of_each_batch_of_a_list():
+    batches = [(torch.randn(20, 4), torch.full((20,), number % 2), torch.full((20,), number)) for number in range(10)]
+    found = gather(learner(), batches, 40, seed=0)
+    assert len(found.y) == 40
+    assert len(set(found.human)) > 7
+    assert not found.are_first
+
+
+def test_samples_whose_labels_are_not_finite_are_left_out_and_counted():
+    x, y = data()
+    x[3], x[7] = float("nan"), float("inf")
+    found = gather(learner(), [(x, y, torch.arange(40))], 100, seed=0)
+    assert found.dropped == 2
+    assert set(range(40)) - set(found.human) == {3, 7}
+    assert np.isfinite(found.labels).all()
+    none = gather(learner(), [(torch.full((5, 4), float("nan")), y[:5])], 100, seed=0)
+    assert none == "the generator's labels of all 5 samples that were looked at are not finite."
+
+
+def test_odd_pixels_do_not_darken_the_images():
+    torch.manual_seed(0)
+    x = torch.rand(20, 1, 8, 8)
+    x[0, 0, 0, 0], x[1, 0, 0, 0], x[2, 0, 0, 0] = 1e4, float("inf"), float("nan")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    nn.init.zeros_(model[1].weight)
+    maxl = MAXL(model, [2, 2])
+    maxl.generator.forward = lambda x, y: torch.eye(4)[2 * y]
+    found = gather(maxl, [(x, torch.arange(20) % 2)], 100, seed=0)
+    assert found.dropped == 0
+    assert 0.4 < found.images.mean() < 0.6
+    assert found.images[:3, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_batches_without_human_labels_have_unknown_ones():
+    x, y = data()
+    found = gather(learner(), [(x[:20], y[:20], torch.ones(20, dtype=torch.uint8)), (x[20:], y[20:])], 100, seed=0)
+    assert found.human.tolist() == [1] * 20 + [-1] * 20

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -21,6 +23,15 @@ TITLES = {
     "GeneratedLabels": "MAXL",
 }
 """What to call label sources."""
+NO_SETTINGS = ("source", "seed", "torch")
+"""What runs may differ in that are to be compared with one another."""
+QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""Student's t that is exceeded with a probability of 2.5 %, for 1 .. 30 degrees of freedom."""
+ROUNDING = 1e-9
+"""The part of a value below which a difference is one of rounding."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,20 @@ class Estimate:
     @property
     def error(self) -> float | None:
         """Its standard error; None for a single run."""
-        return float(np.std(self.values, ddof=1) / len(self.values) ** 0.5) if len(self.values) > 1 else None
+        if len(self.values) < 2:
+            return None
+        largest = max(map(abs, self.values)) or 1.0  # squares of huge losses would be infinite
+        error = float(largest * np.std(np.array(self.values) / largest, ddof=1) / len(self.values) ** 0.5)
+        return 0.0 if error <= ROUNDING * max(1.0, abs(self.mean)) else error
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval, by Student's t; None for a single run."""
+        if self.error is None:
+            return None
+        degrees = len(self.values) - 1
+        margin = (QUANTILES[degrees - 1] if degrees <= len(QUANTILES) else 1.96) * self.error
+        return self.mean - margin, self.mean + margin
 
 
 @dataclass(frozen=True)
@@ -73,9 +97,13 @@ class Measure:
             >>> MEASURES[0].text(Estimate((0.94, 0.96)))
             '95.00 ± 1.00 %'
         """
-        digits = 2 if self.scale == 100 else 4
-        error = "" if estimate.error is None else f" ± {self.scale * estimate.error:.{digits}f}"
-        return f"{self.scale * estimate.mean:{'+' * signed}.{digits}f}{error} {self.unit[signed]}".rstrip()
+        error = "" if estimate.error is None else f" ± {self.number(estimate.error)}"
+        return f"{self.number(estimate.mean, signed)}{error} {self.unit[signed]}".rstrip()
+
+    def number(self, value: float, signed: bool = False) -> str:
+        """Returns a value, or a difference, without its unit."""
+        digits = ".4g" if abs(self.scale * value) >= 1e5 else ".2f" if self.scale == 100 else ".4f"
+        return f"{self.scale * value:{'+' * signed}{digits}}"
 
 
 PERCENT = ("%", "pp")
@@ -90,11 +118,11 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one label source.
+    """The runs of one label source with the same settings.
 
     Attributes:
         title: What to call it.
-        runs: Histories of one epoch at least, one a seed.
+        runs: Histories of one epoch at least, one a seed, of the same settings otherwise.
     """
 
     title: str
@@ -103,7 +131,12 @@ class Group:
     @property
     def source(self) -> str:
         """The class of its label source; empty if its histories do not say."""
-        return str(self.runs[0].settings.get("source", ""))
+        return str(self.settings.get("source", ""))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of its first run."""
+        return self.runs[0].settings
 
     def curves(self, key: str) -> Any:
         """Returns what was recorded over the epochs, ``[runs, epochs]``, NaN where nothing finite was."""
@@ -122,23 +155,73 @@ class Group:
         values = tuple(float(value) for value in self.last(key) if _is_finite(value))
         return Estimate(values) if values else None
 
-    def gain(self, other: Group, key: str) -> Estimate | None:
-        """Returns by how much this exceeds another group in the last epoch, a difference for each pair of runs.
+    def diverged(self, key: str) -> int:
+        """Returns in how many runs a quantity was recorded in the last epoch, but was not finite."""
+        return sum(isinstance(value, Real) and not _is_finite(value) for value in self.last(key))
 
-        They are paired by seed; in the order given if seeds are missing or come twice. None if there is no pair.
+    def gain(self, other: Group, key: str) -> Estimate | None:
+        """Returns by how much this exceeds another group in the last epoch, a difference for each of :func:`pairs`.
+
+        What is within rounding counts as 0. None if there is no pair with finite values.
         """
-        (own, others), pairing = _named_by_seed(self, other)
-        values = [(run.epochs[-1].get(key), others[seed].epochs[-1].get(key)) for seed, run in own.items()]
-        found = tuple(float(ours - theirs) for ours, theirs in values if _is_finite(ours) and _is_finite(theirs))
-        return Estimate(found, pairing) if found else None
+        found, pairing = pairs(self, other)
+        values = [[run.epochs[-1].get(key) for run in pair] for pair in found]
+        gains = tuple(_difference(ours, theirs) for ours, theirs in values if _is_finite(ours) and _is_finite(theirs))
+        return Estimate(gains, pairing) if gains else None
+
+
+def pairs(group: Group, other: Group) -> tuple[list[tuple[History, History]], str]:
+    """Returns the pairs of runs of two groups, and how they were paired, or why they can't be.
+
+    They are paired by seed; in the order given only if no run has one.
+    """
+    if all(run.settings.get("seed") is None for run in (*group.runs, *other.runs)):
+        return list(zip(group.runs, other.runs)), "in the order given"
+    by_seed: list[dict[str, History]] = []
+    for one in (group, other):
+        named: dict[str, History] = {}
+        for run in one.runs:
+            seed = run.settings.get("seed")
+            if seed is not None and named.setdefault(_text(seed), run) is not run:
+                return [], f"seed {_text(seed)} comes twice among the runs of {one.title}"
+        by_seed.append(named)
+    own, others = by_seed
+    found = [(run, others[seed]) for seed, run in own.items() if seed in others]
+    return found, "by seed" if found else "they have no seed in common"
+
+
+def partner(group: Group, others: Sequence[Group]) -> Group | None:
+    """Returns the one of several groups of a source that a group compares with: of its settings where these differ."""
+    names = [name for name in differing([run for one in others for run in one.runs]) if name in group.settings]
+    return next((one for one in others if all(_same(name, one, group) for name in names)), None)
+
+
+def _same(name: str, *groups: Group) -> bool:
+    return len({_text(group.settings.get(name)) for group in groups}) == 1
+
+
+def _difference(ours: float, theirs: float) -> float:
+    gain = float(ours) - float(theirs)
+    return 0.0 if abs(gain) <= ROUNDING * max(1.0, abs(ours), abs(theirs)) else gain
+
+
+def differing(runs: Iterable[History]) -> list[str]:
+    """Returns the settings in which runs differ, other than what no comparison minds."""
+    runs = list(runs)
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in NO_SETTINGS)
+    return [name for name in names if len({_text(run.settings.get(name)) for run in runs}) > 1]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def grouped(histories: Any) -> list[Group]:
-    """Sorts histories by label source; those without an epoch are left out.
+    """Sorts histories by label source and settings; those without an epoch are left out.
 
     Args:
-        histories: A history, several, which are told apart by their ``settings["source"]``, or a mapping from titles to
-            one or several.
+        histories: A history, several, which are told apart by their ``settings["source"]`` and the settings in which
+            runs of one source differ, seeds apart, or a mapping from titles to one or several.
 
     Raises:
         TypeError: It is something else.
@@ -148,10 +231,10 @@ def grouped(histories: Any) -> list[Group]:
         return []
     if not isinstance(histories, Mapping):
         found: dict[str, list[History]] = {}
-        for history in _several(histories):
+        for history in (history for history in _several(histories) if len(history)):
             source = str(history.settings.get("source", "Runs"))
             found.setdefault(TITLES.get(source, source), []).append(history)
-        histories = found
+        histories = {name: part for title, runs in found.items() for name, part in _by_settings(title, runs).items()}
     groups = {str(title): _several(runs) for title, runs in histories.items()}
     empty = [title for title, runs in groups.items() if not runs]
     if empty:
@@ -169,19 +252,28 @@ def measure_of(groups: Iterable[Group]) -> Measure | None:
     return next((measure for measure in MEASURES if any(group.estimate(measure.key) for group in groups)), None)
 
 
-def of_source(groups: Iterable[Group], source: str) -> Group | None:
-    """Returns the first group of a label source, None if there is none."""
-    return next((group for group in groups if group.source == source), None)
+def of_source(groups: Iterable[Group], source: str) -> list[Group]:
+    """Returns the groups of a label source."""
+    return [group for group in groups if group.source == source]
 
 
 def invented(groups: list[Group]) -> list[Group]:
     """Returns the groups whose labels were learned by the meta gradient; all with auxiliary labels if there is none."""
-    found = [group for group in groups if group.source == "GeneratedLabels"]
-    return found or [group for group in groups if group.source != "SingleTask"]
+    return of_source(groups, "GeneratedLabels") or [group for group in groups if group.source != "SingleTask"]
+
+
+def _by_settings(title: str, runs: list[History]) -> dict[str, list[History]]:
+    """Runs of one source by what they differ in, which the titles say."""
+    names, found = differing(runs), dict[str, list[History]]()
+    for run in runs:
+        parts = [f"{name} {_text(run.settings[name])}" if name in run.settings else f"no {name}" for name in names]
+        found.setdefault(", ".join([title, *parts]), []).append(run)
+    return found
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
+    """Whether something is a finite number; other things that were recorded are passed over."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _several(histories: Any) -> list[History]:
@@ -194,17 +286,3 @@ def _several(histories: Any) -> list[History]:
     for history in found:
         check_kind(history, History, "histories", advice)
     return found
-
-
-def _named_by_seed(*groups: Group) -> tuple[list[dict[Any, History]], str]:
-    """Runs of each group by what they have in common, and what that is."""
-    seeds = [[run.settings.get("seed") for run in group.runs] for group in groups]
-    if any(None in found or len(set(found)) < len(found) for found in seeds):
-        seeds, pairing = [list(range(len(found))) for found in seeds], "in the order given"
-    else:
-        pairing = "by seed"
-    common = set(seeds[0]).intersection(*seeds[1:])
-    named = [
-        {seed: run for seed, run in zip(found, group.runs) if seed in common} for found, group in zip(seeds, groups)
-    ]
-    return named, pairing

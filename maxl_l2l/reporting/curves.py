@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,33 +12,34 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..hierarchy import Hierarchy
-from .comparison import Group, Measure
-from .figures import GRAY, INK, LIGHT, look_of, new_figure, short
+from .comparison import Group, Measure, partner
+from .evidence import TITLE_WIDTH, label
+from .figures import GRAY, INK, LIGHT, look_of, new_figure
 
 
-def learning_curves(groups: Sequence[Group], measure: Measure, single: Group | None, title: str) -> Any:
+def learning_curves(groups: Sequence[Group], measure: Measure, singles: Sequence[Group], title: str) -> Any:
     """Draws a measure over the epochs, and what each label source reaches and gains in the last one.
 
     Args:
         groups: The runs; those that lack the measure are not drawn.
         measure: What to draw.
-        single: The runs that gains are over; None if there are none.
+        singles: The groups that gains are over, of which each group has its :func:`partner`.
         title: The figure's.
     """
-    numbers = _numbers(groups)
-    shown = {number: group for number, group in zip(numbers, groups) if group.estimate(measure.key)}
+    names = [label(number, group.title, TITLE_WIDTH) for number, group in enumerate(groups)]
+    everything = zip(_numbers(groups), groups, names)
+    shown = {number: (group, name) for number, group, name in everything if group.estimate(measure.key)}
     figure = new_figure(11, max(4.2, 2.4 + 0.5 * len(shown)), title)
     curves, ends = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    for number, group in shown.items():
-        _line(curves, group.curves(measure.key) * measure.scale, number, short(group.title, 30))
+    for number, (group, name) in shown.items():
+        _line(curves, group.curves(measure.key) * measure.scale, number, name)
     unit = f" ({measure.unit[0]})" if measure.unit[0] else ""
     curves.set(xlabel="epoch", ylabel=f"{measure.name}{unit}")
-    curves.set_title(
-        "Mean over seeds; band: ± standard error" if _has_bands(shown.values()) else "One run each: no band"
-    )
+    has_bands = any(len(group.runs) > 1 for group, _ in shown.values())
+    curves.set_title("Mean over seeds; band: ± standard error" if has_bands else "One run each: no band")
     curves.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _start_late(curves, [group.curves(measure.key) * measure.scale for group in shown.values()])
-    _ends(ends, shown, measure, single)
+    _start_late(curves, [group.curves(measure.key) * measure.scale for group, _ in shown.values()])
+    _ends(ends, shown, measure, singles)
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(shown)))
     return figure
 
@@ -50,11 +51,7 @@ def _numbers(groups: Sequence[Group]) -> list[int]:
     return [number if (number := named.pop(group.source, None)) is not None else next(free) for group in groups]
 
 
-def _has_bands(groups: Iterable[Group]) -> bool:
-    return any(len(group.runs) > 1 for group in groups)
-
-
-def _line(axes: Any, values: Any, number: int, label: str) -> None:
+def _line(axes: Any, values: Any, number: int, name: str) -> None:
     """A mean over runs ``[runs, epochs]`` and its standard error, where there are several."""
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
@@ -62,10 +59,12 @@ def _line(axes: Any, values: Any, number: int, label: str) -> None:
     color, style, marker = look_of(number)
     epochs = np.arange(1, len(mean) + 1)
     alone = (counts > 0).sum() == 1
-    axes.plot(epochs, mean, ls=style, marker=marker if alone else None, color=color, lw=1.7, label=label)
+    axes.plot(epochs, mean, ls=style, marker=marker if alone else None, color=color, lw=1.7, label=name)
     if counts.max() > 1:
-        squares = np.where(known, (values - mean) ** 2, 0).sum(axis=0)
-        error = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1)), np.nan)
+        largest = np.nanmax(np.abs(values)) or 1.0  # squares of huge losses would be infinite
+        squares = np.where(known, ((values - mean) / largest) ** 2, 0).sum(axis=0)
+        error = np.sqrt(squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1))
+        error = np.where(counts > 1, largest * error, np.nan)
         axes.fill_between(epochs, mean - error, mean + error, color=color, alpha=0.16, lw=0)
 
 
@@ -82,14 +81,15 @@ def _start_late(axes: Any, curves: list[Any]) -> None:
         axes.set_xlabel("epoch (the first ones lie outside)")
 
 
-def _ends(axes: Any, groups: Mapping[int, Group], measure: Measure, single: Group | None) -> None:
+def _ends(axes: Any, groups: Mapping[int, tuple[Group, str]], measure: Measure, singles: Sequence[Group]) -> None:
     """What each label source reaches, in its label, and gains: a dot a run, and the mean."""
     labels = []
-    for height, (number, group) in enumerate(reversed(list(groups.items()))):
-        reached = group.estimate(measure.key)
-        shown = reached if single is None else group.gain(single, measure.key)
+    for height, (number, (group, name)) in enumerate(reversed(list(groups.items()))):
+        reached, single = group.estimate(measure.key), partner(group, singles)
+        gain = None if single is None else group.gain(single, measure.key)
+        shown = gain if singles else reached
         assert reached is not None  # by the caller
-        labels.append(f"{short(group.title, 26)}\n{measure.text(reached)}")
+        labels.append(f"{name}\n{measure.text(reached)}")
         if shown is None:
             axes.text(0, height, "no run to pair with", color=GRAY, va="center", ha="center")
             continue
@@ -101,7 +101,7 @@ def _ends(axes: Any, groups: Mapping[int, Group], measure: Measure, single: Grou
         error = None if shown.error is None or group is single else measure.scale * shown.error
         axes.errorbar(values.mean(), height, xerr=error, fmt=marker, color=color, ms=7, capsize=4, lw=2)
         if group is not single:
-            text = measure.text(shown, signed=single is not None)
+            text = measure.text(shown, signed=bool(singles))
             above = (values.mean(), height + 0.2)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
             axes.text(*above, text, ha="center", va="bottom", color=INK, fontsize=8.5, bbox=box)
@@ -113,13 +113,13 @@ def _ends(axes: Any, groups: Mapping[int, Group], measure: Measure, single: Grou
     axes.grid(axis="x", color=LIGHT, lw=0.6)
     axes.set_axisbelow(True)
     unit = "percentage points" if measure.unit[1] == "pp" else ""
-    if single is None:
+    if not singles:
         axes.set_title("Last epoch (gray: runs)")
         axes.set_xlabel(f"{measure.name} ({measure.unit[0]})" if measure.unit[0] else measure.name)
     else:
         axes.axvline(0, color=INK, lw=0.8)
         axes.set_title("Gain in the last epoch (gray: runs)")
-        axes.set_xlabel(f"gain over {short(single.title)}" + (f" ({unit})" if unit else ""))
+        axes.set_xlabel("gain over single-task runs" + (f"\n({unit})" if unit else ""))
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,10 @@ def label_curves(groups: Sequence[Group], panels: Sequence[Panel], hierarchy: Hi
     figure = new_figure(max(5.5, 3.7 * columns), 1.3 + 2.35 * rows, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels):
-        for number, group in zip(_numbers(groups), groups):
+        for place, (number, group) in enumerate(zip(_numbers(groups), groups)):
             values = group.curves(panel.key)
             if (~np.isnan(values)).any():
-                _line(axes, values, number, short(group.title, 30))
+                _line(axes, values, number, label(place, group.title, TITLE_WIDTH))
         axes.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if panel.is_log and all(

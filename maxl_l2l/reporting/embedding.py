@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .figures import LIGHT, look_of, new_figure, short
+from .figures import LIGHT, look_of, new_figure
 
 try:
     from sklearn.decomposition import PCA
@@ -92,7 +92,7 @@ def _scatter(axes: Any, points: Any, coloring: Coloring) -> None:
     for number, (value, name) in enumerate(coloring.names.items()):
         color, _, marker = look_of(number)
         mine = points[coloring.values == value]
-        axes.scatter(*mine.T, s=17, color=color, marker=marker, alpha=0.8, lw=0, label=short(name, 24))
+        axes.scatter(*mine.T, s=17, color=color, marker=marker, alpha=0.8, lw=0, label=name)
     axes.set_title(coloring.title)
     axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
     spacing = {"handletextpad": 0.1, "columnspacing": 0.6, "borderaxespad": 0}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,25 @@ import torch
 from ..agreement import agreement
 from ..hierarchy import Hierarchy
 from ..history import History
-from .comparison import Group, Measure, invented, measure_of, of_source
+from .comparison import Group, Measure, invented, measure_of, of_source, partner
 from .samples import Samples
+
+WIDTH, TITLE_WIDTH = 22, 30
+"""Characters of a class's name, and of a title of runs, in a figure at most."""
+GIVEN = ("SingleTask", "RandomLabels", "KMeansLabels", "HumanLabels")
+"""Sources whose labels nobody has learned."""
+TIMES = 10
+"""How often human labels are shuffled to see what chance gives."""
+
+
+def label(number: int, name: str, width: int = WIDTH) -> str:
+    """Returns the name of one of several things; a longer one is cut behind its number, so that no two are the same.
+
+    Example:
+        >>> label(7, "large omnivores and herbivores", 16)
+        '7: large omnivo…'
+    """
+    return name if len(name) <= width else f"{f'{number}: {name}'[: width - 1].rstrip()}…"
 
 
 @dataclass(frozen=True)
@@ -40,19 +58,43 @@ class Evidence:
         return measure_of(self.groups)
 
     @property
-    def single(self) -> Group | None:
+    def singles(self) -> list[Group]:
         """Runs without an auxiliary task."""
         return of_source(self.groups, "SingleTask")
 
-    @property
-    def entropy(self) -> Group | None:
-        """Runs without a meta gradient."""
-        return of_source(self.groups, "EntropyLabels")
+    def single(self, group: Group) -> Group | None:
+        """Returns the runs without an auxiliary task that a group's gains are over."""
+        return partner(group, self.singles)
+
+    def entropy(self, group: Group) -> Group | None:
+        """Returns the runs without a meta gradient that a group compares with."""
+        return partner(group, of_source(self.groups, "EntropyLabels"))
 
     @property
     def invented(self) -> list[Group]:
         """Runs with learned labels."""
         return invented(self.groups)
+
+    @property
+    def learned(self) -> list[Group]:
+        """Runs whose labels were learned in some way, those with a meta gradient first."""
+        found = [group for group in self.groups if group.source not in GIVEN]
+        return sorted(found, key=lambda group: group.source != "GeneratedLabels")
+
+    def primary_label(self, primary: int) -> str:
+        """What a primary class is called in figures."""
+        return label(primary, self.primary_name(primary))
+
+    def human_label(self, human: int) -> str:
+        """What a human class is called in figures."""
+        return label(human, self.human_name(human))
+
+    def cut_names(self) -> dict[str, str]:
+        """Returns all names that are too long for figures, by what stands for them there."""
+        named = [(label(number, group.title, TITLE_WIDTH), group.title) for number, group in enumerate(self.groups)]
+        for names in (self.class_names or [], self.human_names or []):
+            named += [(label(number, name), name) for number, name in enumerate(names)]
+        return {cut: name for cut, name in named if cut != name}
 
     def primary_name(self, primary: int) -> str:
         """What a primary class is called."""
@@ -78,7 +120,41 @@ class Evidence:
 
 def hierarchy_of_run(run: History) -> Hierarchy | None:
     """Returns the hierarchy of a run; None if its history does not say."""
-    return Hierarchy(run.settings["psi"]) if "psi" in run.settings else None
+    try:
+        return Hierarchy(run.settings["psi"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def label_record(record: Mapping[str, Any], hierarchy: Hierarchy) -> dict[str, Any] | None:
+    """Returns what an epoch has recorded to judge its labels by; None if their use was not, or for other classes."""
+    use = record.get("use")
+    if not isinstance(use, Sequence) or len(use) != hierarchy.num_auxiliary:
+        return None
+    if not all(isinstance(count, Real) for count in use):
+        return None
+    relative, per_class = (record.get(f"relative_label_entropy{part}") for part in ("", "_per_class"))
+    found: dict[str, Any] = {"use": list(use)}
+    if isinstance(relative, Real):
+        found["relative_label_entropy"] = relative
+    if isinstance(per_class, Sequence) and all(one is None or isinstance(one, Real) for one in per_class):
+        found["relative_label_entropy_per_class"] = per_class if len(per_class) == len(hierarchy) else None
+    return found
+
+
+def record_of(samples: Samples) -> dict[str, Any]:
+    """Returns ``use`` and the relative entropies of these samples' labels, as an epoch of :func:`fit` has them."""
+    use = np.bincount(samples.assigned, minlength=samples.hierarchy.num_auxiliary).tolist()
+    most = np.log(samples.hierarchy.psi)[samples.y]
+    entropy = -(samples.labels * np.log(np.where(samples.labels > 0, samples.labels, 1))).sum(axis=1)
+    split = most > 0
+    if not split.any():
+        return {"use": use}
+    relative = np.divide(entropy, most, where=split, out=np.zeros_like(entropy, dtype=float))
+    classes = [split & (samples.y == primary) for primary in range(len(samples.hierarchy))]
+    per_class = [float(relative[own].mean()) if own.any() else None for own in classes]
+    own = {"relative_label_entropy": float(relative[split].mean()), "relative_label_entropy_per_class": per_class}
+    return {"use": use, **own}
 
 
 def human_table(samples: Samples) -> tuple[Any, Any] | None:
@@ -105,3 +181,19 @@ def agreement_of(samples: Samples) -> dict[str, float]:
     """Returns how far sub-classes are the human classes; nothing without human labels."""
     table = human_table(samples)
     return {} if table is None else agreement(torch.from_numpy(table[0]), samples.hierarchy)
+
+
+def chance_agreement(samples: Samples, seed: int) -> dict[str, float]:
+    """Returns the mean :func:`agreement_of` with human labels that were shuffled inside each primary class.
+
+    It is what labels that know nothing but the primary class would have, more than 0 as samples are few.
+    """
+    known = np.flatnonzero(samples.human >= 0)
+    draw = np.random.default_rng(seed)
+    places = known[np.argsort(samples.y[known], kind="stable")]
+    found = []
+    for _ in range(TIMES):
+        human = samples.human.copy()
+        human[places] = samples.human[known[np.lexsort((draw.random(len(known)), samples.y[known]))]]
+        found.append(agreement_of(replace(samples, human=human)))
+    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}

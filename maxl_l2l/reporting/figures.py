@@ -15,14 +15,15 @@ try:
     import matplotlib
     import matplotlib.style
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 except ImportError as error:
     raise missing("matplotlib", "report()", extra="report") from error
 
-INK, GRAY, LIGHT = "#222222", "#7a7a7a", "#d0d0d0"
+INK, GRAY, LIGHT = "#222222", "#5f5f5f", "#d0d0d0"
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, too faint on white; and a line
 # style or a marker each, for print.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), "-")
+STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DPI = 140
 LOOK: dict[Any, Any] = {
@@ -53,6 +54,8 @@ def look() -> Iterator[None]:
         matplotlib.rcParams.update(LOOK)
         # Names may be in a script that matplotlib's font lacks: the page has them in full.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # At the margins of an axis that has all the size a number can have.
+        warnings.filterwarnings("ignore", message="overflow encountered", category=RuntimeWarning)
         yield
 
 
@@ -71,6 +74,11 @@ def png(figure: Any) -> bytes:
     return file.getvalue()
 
 
+def texts(figure: Any) -> str:
+    """Returns all that is written in a figure."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
 def short(name: str, width: int = 22) -> str:
     """Returns a name, cut if it is longer.
 
@@ -82,5 +90,9 @@ def short(name: str, width: int = 22) -> str:
 
 
 def look_of(number: int) -> tuple[str, Any, str]:
-    """Returns the colour, line style and marker of one of several things; no two of 70 share colour and marker."""
-    return COLORS[number % len(COLORS)], STYLES[number % len(STYLES)], MARKERS[number % len(MARKERS)]
+    """Returns the colour, line style and marker of one of several things.
+
+    No two of 70 share colour and marker, no two of 42 colour and style.
+    """
+    turn, color = divmod(number, len(COLORS))
+    return COLORS[color], STYLES[(color + turn) % len(STYLES)], MARKERS[number % len(MARKERS)]

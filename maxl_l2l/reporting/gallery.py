@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..hierarchy import Hierarchy
-from .figures import GRAY, new_figure, short
+from .figures import GRAY, new_figure
 
 COLUMNS = 8
 """Images of a sub-class."""
@@ -53,7 +53,7 @@ def gallery(
     sizes = [len(block) for block in used.values()]
     most = [max(sizes[begin : begin + columns]) for begin in range(0, len(sizes), columns)]
     idle = 0.3 * any(len(used[primary]) < len(block) for primary, block in rows.items())  # for what is not in use
-    heights = [0.35 + idle + size * cell * shape[0] / shape[1] for size in most]
+    heights = [0.52 + idle + size * cell * shape[0] / shape[1] for size in most]
     figure = new_figure(max(6.5, 5.6 * columns), 0.5 + sum(heights), title)
     grid = figure.subplots(tall, columns, squeeze=False, height_ratios=heights)
     for axes, (primary, block) in zip(grid.flat, used.items()):
@@ -100,6 +100,6 @@ def heading(name: str, reason: str, size: int) -> str:
 
     Example:
         >>> heading("fish", "largest", 120)
-        'fish (largest; 120 samples)'
+        'fish\\n(largest; 120 samples)'
     """
-    return f"{short(name, 30)} ({reason + '; ' if reason else ''}{size} samples)"
+    return f"{name}\n({reason + '; ' if reason else ''}{size} samples)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,12 +11,36 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
 from ..hierarchy import Hierarchy
-from .figures import GRAY, INK, LIGHT, new_figure, short
+from .figures import GRAY, INK, LIGHT, new_figure
 
 MOST = 20
 """Sub-classes of a class that are shown, the most used ones, where not all classes are."""
 WRITTEN = 260
 """Cells of a matrix at most for their values to be written in them."""
+
+
+def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: int = 6) -> dict[int, str]:
+    """Chooses primary classes to show: all if they are few, else the largest and those with the surest labels.
+
+    Args:
+        sizes: Samples of each class; one without any is not chosen.
+        confidence: How sure labels are in each class.
+        most: How many to choose.
+
+    Returns:
+        Why each one was chosen, by class; nothing to say if all were.
+
+    Example:
+        >>> chosen_classes([5, 9, 7, 8], [0.9, 0.1, 0.2, 0.8], most=2)
+        {1: 'largest', 0: 'surest labels'}
+    """
+    present = [primary for primary, size in enumerate(sizes) if size > 0]
+    if len(present) <= most:
+        return dict.fromkeys(present, "")
+    largest = sorted(present, key=lambda primary: -sizes[primary])[: most - most // 2]
+    others = [primary for primary in present if primary not in largest]
+    surest = sorted(others, key=lambda primary: -confidence[primary])[: most // 2]
+    return {**dict.fromkeys(largest, "largest"), **dict.fromkeys(surest, "surest labels")}
 
 
 def rows_of(hierarchy: Hierarchy, chosen: Iterable[int], use: Any, most: int | None = None) -> dict[int, list[int]]:
@@ -65,9 +90,7 @@ def use_map(use: Any, hierarchy: Hierarchy, rows: dict[int, list[int]], name: Ca
     image = _draw(axes, values, rows, hierarchy, name, extent_right=len(use) + 0.5)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=30)
-    bar.set_label("share of the primary class's samples")
-    bar.outline.set_visible(False)
+    _bar(figure, axes, image, "share of the primary class's samples")
     return figure
 
 
@@ -95,23 +118,31 @@ def matrix(
     sums = counts[shown].sum(axis=1, keepdims=True)
     values = np.divide(counts[shown], sums, out=np.full(counts[shown].shape, np.nan), where=sums > 0)[:, columns]
     is_written = values.size <= WRITTEN
-    longest = max(len(short(one)) for one in names)
+    longest = max(map(len, names))
     width = max(7.0, 3.6 + (0.46 if is_written else 0.27) * len(names))
     figure = new_figure(width, 1.7 + 0.08 * longest + 0.26 * len(shown), title)
     axes = figure.subplots()
     image = _draw(axes, values, rows, hierarchy, name, extent_right=len(names) + 0.5)
     upright = {"rotation": 90} if longest > 3 else {}
-    axes.set_xticks(range(1, len(names) + 1), [short(one) for one in names], fontsize=8.5, **upright)
+    axes.set_xticks(range(1, len(names) + 1), names, fontsize=8.5, **upright)
     axes.set_xlabel("human class")
     axes.tick_params(axis="x", length=0)
     for row, column in np.argwhere(values >= 0.005) if is_written else ():
         share = values[row, column]
-        color = "white" if share > 0.55 else INK
+        color = "white" if image.norm(share) > 0.67 else INK  # where both are equally far from the blue
         axes.text(column + 1, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=30)
-    bar.set_label("share of the sub-class's samples" + (" (written: %)" if is_written else ""))
-    bar.outline.set_visible(False)
+    _bar(figure, axes, image, "share of the sub-class's samples" + (" (written: %)" if is_written else ""))
     return figure
+
+
+def _bar(figure: Any, axes: Any, image: Any, text: str) -> None:
+    """A bar of colours; its label is in as many lines as low figures need."""
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=30)
+    inches = (
+        figure.get_figheight() - 1.4 - 0.08 * max((len(one.get_text()) for one in axes.get_xticklabels()), default=0)
+    )
+    bar.set_label(textwrap.fill(text, max(12, int(10 * inches))))
+    bar.outline.set_visible(False)
 
 
 def _draw(
@@ -137,7 +168,7 @@ def _draw(
         if begin < len(values):
             axes.axhline(begin - 0.5, color="white", lw=3)
             axes.axhline(begin - 0.5, color=GRAY, lw=0.8)
-    axes.set_yticks(middles, [short(name(primary)) for primary in rows], fontsize=9)
+    axes.set_yticks(middles, [name(primary) for primary in rows], fontsize=9)
     axes.tick_params(axis="y", length=0)
     if len(values) <= 40:
         numbers = [row - hierarchy.block(primary).start for primary, block in rows.items() for row in block]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -50,12 +51,13 @@ TEMPLATE = """<!DOCTYPE html>
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 70rem; padding: 2rem 1.25rem 4rem; background: #fff; color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1, h2, .verdict { overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.5rem; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .75rem; }
-h3 { font-size: .95rem; font-weight: 600; color: var(--soft); margin: 0; }
+.answer h2 { font-size: .95rem; font-weight: 600; color: var(--soft); margin: 0; }
 p, ul { margin: .4rem 0; max-width: 46rem; }
 .answers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-.answer { border: 1px solid var(--line); border-top: 4px solid #7a7a7a; border-radius: 6px;
+.answer { border: 1px solid var(--line); border-top: 4px solid #5f5f5f; border-radius: 6px;
   padding: .9rem 1.1rem 1rem; }
 .good { border-top-color: #009e73; } .bad { border-top-color: #d55e00; }
 .verdict { font-size: 1.2rem; line-height: 1.3; font-weight: 650; margin: .15rem 0 .6rem; }
@@ -78,7 +80,7 @@ th { font-weight: 600; } td { overflow-wrap: break-word; } .number { white-space
 <main>
 <section class="answers" aria-label="Summary">
 {% for answer in answers %}<div class="answer {{ answer.kind }}">
-<h3>{{ answer.question }}</h3>
+<h2>{{ answer.question }}</h2>
 <p class="verdict">{{ answer.verdict }}</p>
 <ul>{% for sentence in answer.sentences %}<li>{{ sentence }}</li>{% endfor %}</ul>
 </div>
@@ -94,7 +96,8 @@ th { font-weight: 600; } td { overflow-wrap: break-word; } .number { white-space
 <img src="data:image/png;base64,{{ section.image }}" alt="{{ section.alt }}">
 <figcaption>{{ section.caption }}</figcaption>
 </figure>
-</section>
+{% if section.names.rows %}{{ table(section.names) }}
+{% endif %}</section>
 {% endfor %}{% if left_out %}<section>
 <h2>Left out</h2>
 <ul>{% for section in left_out %}<li><strong>{{ section.title }}</strong>: {{ section.reason }}</li>
@@ -108,7 +111,7 @@ th { font-weight: 600; } td { overflow-wrap: break-word; } .number { white-space
 </body>
 </html>
 """
-TABLE = """{% macro table(one) %}<div class="scroll"><table>
+TABLE = """{% macro table(one) %}<div class="scroll" tabindex="0"><table>
 <thead><tr>{% for cell in one.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in one.rows %}<tr><th scope="row">{{ row[0] }}</th>\
 {% for cell in row[1:] %}<td{% if one.numbers %} class="number"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
@@ -126,7 +129,13 @@ def page(title: str, evidence: Evidence, sections: Sequence[Section]) -> str:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     drawn = [
-        {"title": one.title, "alt": one.alt, "caption": one.caption, "image": base64.b64encode(one.png).decode()}
+        {
+            "title": one.title,
+            "alt": one.alt,
+            "caption": one.caption,
+            "image": base64.b64encode(one.png).decode(),
+            "names": {"head": ["In the figure", "In full"], "rows": list(one.names.items()), "numbers": False},
+        }
         for one in sections
         if one.png is not None
     ]
@@ -142,7 +151,7 @@ def page(title: str, evidence: Evidence, sections: Sequence[Section]) -> str:
 
 def _numbers(evidence: Evidence) -> dict[str, Any]:
     """What each group of runs reaches and gains, and what else was recorded: a column a group."""
-    measure, single, groups = evidence.measure, evidence.single, evidence.groups
+    measure, groups = evidence.measure, evidence.groups
     if measure is None:
         return {"head": [], "rows": [], "numbers": True}
     reached = [group.estimate(measure.key) for group in groups]
@@ -150,10 +159,11 @@ def _numbers(evidence: Evidence) -> dict[str, Any]:
         ["Runs", *(str(len(group.runs)) for group in groups)],
         [measure.name.capitalize(), *("" if one is None else measure.text(one) for one in reached)],
     ]
-    if single is not None:
-        gains = [None if group is single else group.gain(single, measure.key) for group in groups]
+    if evidence.singles:
+        others = [None if group.source == "SingleTask" else evidence.single(group) for group in groups]
+        gains = [None if other is None else group.gain(other, measure.key) for group, other in zip(groups, others)]
         texts = ["" if gain is None else measure.text(gain, signed=True) for gain in gains]
-        rows.append([f"Gain over {single.title}, paired", *texts])
+        rows.append(["Gain over single-task runs, paired", *texts])
     for key, name in NUMBERS.items():
         found = [group.estimate(key) for group in groups]
         if key != measure.key and any(found):
@@ -162,11 +172,16 @@ def _numbers(evidence: Evidence) -> dict[str, Any]:
 
 
 def _text(estimate: Estimate | None) -> str:
+    """A mean to three digits, or to the first one of its error, and that error."""
     if estimate is None:
         return ""
-    if estimate.error is None:
-        return f"{estimate.mean:.3g}"
-    return f"{estimate.mean:.3g} ± {estimate.error:{'.0f' if estimate.error >= 10 else '.1g'}}"
+    size = max(abs(estimate.mean), estimate.error or 0.0)
+    if size >= 1e5:
+        error = "" if estimate.error is None else f" ± {estimate.error:.1g}"
+        return f"{estimate.mean:.3g}{error}"
+    telling = estimate.error or abs(estimate.mean) / 100 or 1.0
+    digits = min(6, max(0, -math.floor(math.log10(telling))))
+    return f"{estimate.mean:.{digits}f}" + ("" if estimate.error is None else f" ± {estimate.error:.{digits}f}")
 
 
 def _tables(groups: Sequence[Group]) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .comparison import Group, Measure
+from .comparison import Measure
 from .curves import label_curves, learning_curves, recorded
-from .evidence import Evidence, hierarchy_of_run
+from .evidence import Evidence, hierarchy_of_run, label_record
 from .figures import Drawn, short
-from .maps import MOST, rows_of, use_map
-from .samples import chosen_classes
+from .maps import MOST, chosen_classes, rows_of, use_map
 from .summary import focus
 
 ROWS = 100
@@ -18,29 +17,31 @@ ROWS = 100
 
 def learning(evidence: Evidence) -> Drawn | str:
     """Draws learning curves and gains."""
-    measure, single = evidence.measure, evidence.single
+    measure = evidence.measure
     if measure is None:
-        return "no histories with an accuracy or a loss were given."
-    if single is not None and single.estimate(measure.key) is None:
-        single = None
-    title = _learning_title(evidence, measure, single)
-    figure = learning_curves(evidence.groups, measure, single, title)
+        return "no histories with a finite accuracy or loss were given."
+    singles = [group for group in evidence.singles if group.estimate(measure.key)]
+    figure = learning_curves(evidence.groups, measure, singles, _learning_title(evidence, measure))
     drawn = [group for group in evidence.groups if group.estimate(measure.key)]
     reached = "; ".join(f"{group.title} {measure.text(one)}" for group in drawn if (one := group.estimate(measure.key)))
     missing = [group.title for group in evidence.groups if group not in drawn]
     caption = [
         "Left: the mean over seeds, with a band of one standard error. A single run has no band: it shows no spread."
     ]
-    if single is None:
+    if not singles:
         caption.append(
             "Right: the last epoch. Gains are left out: there are no single-task runs (source=SingleTask())."
         )
     else:
-        caption.append(f"Right: the last epoch's {measure.name} less that of {single.title}, paired by seed.")
+        single = [evidence.single(group) for group in drawn]
+        gains = [None if one is None else group.gain(one, measure.key) for group, one in zip(drawn, single)]
+        pairings = " or ".join(dict.fromkeys(gain.pairing for gain in gains if gain is not None))
+        paired = f", paired {pairings}" if pairings else ""
+        caption.append(f"Right: the last epoch's {measure.name} less that of single-task runs{paired}.")
     if not measure.is_of_test:
         caption.append(f"No run had a test_loader: {measure.name} says nothing about generalisation.")
     if missing:
-        caption.append(f"Not drawn, as they have recorded no {measure.name}: {', '.join(missing)}.")
+        caption.append(f"Not drawn, as they have recorded no finite {measure.name}: {', '.join(missing)}.")
     return (
         figure,
         f"{measure.name.capitalize()} of each label source. After the last epoch: {reached}.",
@@ -48,12 +49,13 @@ def learning(evidence: Evidence) -> Drawn | str:
     )
 
 
-def _learning_title(evidence: Evidence, measure: Measure, single: Group | None) -> str:
+def _learning_title(evidence: Evidence, measure: Measure) -> str:
     found = [(group, group.estimate(measure.key)) for group in evidence.invented]
     known = [(group, one) for group, one in found if one is not None]
     if not known:
         return f"{measure.name.capitalize()} of {len(evidence.groups)} label sources"
     group, reached = known[0]
+    single = evidence.single(group)
     gain = None if single is None else group.gain(single, measure.key)
     over = "" if gain is None else f", {measure.text(gain, signed=True)} against single-task training"
     return f"{short(group.title, 40)}: {measure.text(reached)} {measure.name}{over}"
@@ -79,11 +81,15 @@ def labels(evidence: Evidence) -> Drawn | str:
 def use(evidence: Evidence) -> Drawn | str:
     """Draws how sub-classes were used in one run."""
     group = focus(evidence)
-    run = None if group is None else next((run for run in group.runs if run.epochs[-1].get("use")), None)
-    hierarchy = None if run is None else hierarchy_of_run(run)
-    if group is None or run is None or hierarchy is None:
+    if group is None:
         return "no history has recorded how often each sub-class is used. fit(..., metrics=True) does."
-    counts = np.array([record["use"] for record in run.epochs if record.get("use")])
+    known = [(run, one) for run in group.runs if (one := hierarchy_of_run(run)) is not None]
+    known = [(run, one) for run, one in known if label_record(run.epochs[-1], one)]
+    if not known:
+        return f"the settings of {group.title} have no psi that fits the recorded use of sub-classes."
+    run, hierarchy = known[0]
+    epochs = (label_record(record, hierarchy) for record in run.epochs)
+    counts = np.array([record["use"] for record in epochs if record])
     last = counts[-1]
     sizes = [sum(last[block.start : block.stop]) for block in map(hierarchy.block, range(len(hierarchy)))]
     share = [max(last[list(hierarchy.block(primary))]) / max(size, 1) for primary, size in enumerate(sizes)]
@@ -91,12 +97,12 @@ def use(evidence: Evidence) -> Drawn | str:
     chosen = range(len(hierarchy)) if shows_all else chosen_classes(sizes, share)
     rows = rows_of(hierarchy, chosen, last, None if shows_all else MOST)
     seed = run.settings.get("seed")
-    which = f"{short(group.title, 30)}{'' if seed is None else f', seed {seed}'}"
+    which = f"{short(group.title, 40)}{'' if seed is None else f', seed {seed}'}"
     used = f"{int((last > 0).sum())} of {hierarchy.num_auxiliary} sub-classes in use after the last epoch"
-    figure = use_map(counts, hierarchy, rows, evidence.primary_name, f"{which}: {used}")
+    figure = use_map(counts, hierarchy, rows, evidence.primary_label, f"{which}: {used}")
     caption = [
         "Each row is a sub-class, each block a primary class; the darker, the larger the share of the class's samples "
-        "that have it as most probable label. One dark row in a block means collapse."
+        "that have it as most probable label. One dark row in a block means collapse, unless labels are nearly uniform."
     ]
     if not shows_all:
         caption.append(evidence.selection(chosen_classes(sizes, share), "most one-sided") + f" At most {MOST} a class.")

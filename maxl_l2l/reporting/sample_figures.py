@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from .embedding import Coloring, embedded, embedding, obstacle
-from .evidence import Evidence, human_table
-from .figures import Drawn, short
+from .evidence import Evidence, human_table, record_of
+from .figures import Drawn
 from .gallery import gallery, heading
-from .maps import MOST, matrix, rows_of
-from .samples import Samples, chosen_classes
+from .maps import MOST, chosen_classes, matrix, rows_of
+from .samples import Samples
 
 FEW = 12
 """Categories that can be told apart in one panel of the embedding."""
+LONGEST = 4
+"""How much longer than wide an image of the gallery is at most, and the reverse."""
 WIDE = 32
 """Rows and columns of the matrix at most, before only chosen classes are shown."""
 
@@ -28,13 +30,16 @@ def pictures(evidence: Evidence) -> Drawn | str:
         return "labels are those of pixels, and a gallery shows whole images."
     if samples.images is None:
         return "x is no batch of images [N, 1 or 3, H, W] of one size. to_images= makes some of it."
+    height, width = samples.images.shape[1:3]
+    if max(height, width) > LONGEST * min(height, width):
+        return f"images of {height} by {width} pixels are too long and thin to show. to_images= makes others of x."
     chosen = _chosen(samples)
-    use = np.array(samples.record()["use"])
+    use = np.array(record_of(samples)["use"])
     sizes = np.bincount(samples.y, minlength=len(samples.hierarchy))
     rows = rows_of(samples.hierarchy, chosen, use, 10)
 
     def name(primary: int) -> str:
-        return heading(evidence.primary_name(primary), chosen[primary], int(sizes[primary]))
+        return heading(evidence.primary_label(primary), chosen[primary], int(sizes[primary]))
 
     title = "The images that belong most strongly to each invented sub-class, a row each"
     figure = gallery(samples.images, samples.labels, samples.hierarchy, rows, name, title)
@@ -71,10 +76,10 @@ def features(evidence: Evidence) -> Drawn | str:
 def _colorings(evidence: Evidence, samples: Samples) -> Iterator[Coloring]:
     hierarchy, present = samples.hierarchy, np.unique(samples.y).tolist()
     primary = present if len(present) <= FEW else sorted(_chosen(samples))
-    yield Coloring("Primary class", samples.y, {one: evidence.primary_name(one) for one in primary})
+    yield Coloring("Primary class", samples.y, {one: evidence.primary_label(one) for one in primary})
     blocks = _first(_used_rows(samples, FEW), FEW)
     names = {
-        row: f"{short(evidence.primary_name(one), 17)} / {row - hierarchy.block(one).start}"
+        row: f"{evidence.primary_label(one)} / {row - hierarchy.block(one).start}"
         for one, block in blocks.items()
         for row in block
     }
@@ -85,12 +90,12 @@ def _colorings(evidence: Evidence, samples: Samples) -> Iterator[Coloring]:
         found, counts = np.unique(among, return_counts=True)
         most = sorted(found[np.argsort(-counts, kind="stable")][:FEW].tolist())
         part = part and ", of the same classes"
-        yield Coloring(f"Human class{part}", samples.human, {one: evidence.human_name(one) for one in most})
+        yield Coloring(f"Human class{part}", samples.human, {one: evidence.human_label(one) for one in most})
 
 
 def _used_rows(samples: Samples, most: int) -> dict[int, list[int]]:
     """The sub-classes in use of the classes to show, the most used ones of each, the largest classes first."""
-    use = np.array(samples.record()["use"])
+    use = np.array(record_of(samples)["use"])
     sizes = np.bincount(samples.y, minlength=len(samples.hierarchy))
     rows = rows_of(samples.hierarchy, _chosen(samples, FEW), use, most)
     return {one: [row for row in rows[one] if use[row]] for one in sorted(rows, key=lambda one: -sizes[one])}
@@ -121,9 +126,9 @@ def human_classes(evidence: Evidence) -> Drawn | str:
     )
     in_rows = counts[[row for block in rows.values() for row in block]].sum(axis=0)
     columns = np.sort(np.argsort(-in_rows, kind="stable")[: min(WIDE, np.count_nonzero(in_rows))])
-    names = [evidence.human_name(one) for one in human[columns].tolist()]
+    names = [evidence.human_label(one) for one in human[columns].tolist()]
     title = "Which human classes each invented class holds"
-    figure = matrix(counts, columns, samples.hierarchy, rows, names, evidence.primary_name, title)
+    figure = matrix(counts, columns, samples.hierarchy, rows, names, evidence.primary_label, title)
     caption = [
         "A row is an invented class, a block a primary class; cells are the share of the row's samples that have a "
         "human label. A row with one dark cell is a human class found again; rows that are alike cut across them."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset
 
-from ..batches import moved
+from ..batches import length, moved
 from ..evaluation import device_of
 from ..hierarchy import Hierarchy
 from ..maxl import MAXL
@@ -24,6 +25,10 @@ from ..passes import RandomState, buffer_copies, cuda_devices, write_buffers
 
 SIDE = 96
 """Pixels of a picture's longer side at most."""
+OUTERMOST = (0.5, 99.5)
+"""Percentiles of images' values between which these are shown, as one odd pixel would darken all others."""
+PASSED_ON = ("collate_fn", "num_workers", "timeout", "worker_init_fn", "multiprocessing_context")
+"""What a DataLoader needs to read its dataset."""
 PIXELS = 100
 """Labels of a sample that count, of those that have one a pixel."""
 
@@ -41,6 +46,7 @@ class Samples:
         images: Pictures ``[N, H, W]`` or ``[N, H, W, 3]``, in 0 .. 1; None if x is no image.
         is_dense: Whether the labels are those of pixels.
         are_first: Whether these are the first samples of the data, rather than drawn from all of it.
+        dropped: How many others were looked at, and left out as their labels are not finite.
     """
 
     hierarchy: Hierarchy
@@ -51,30 +57,17 @@ class Samples:
     images: Any
     is_dense: bool
     are_first: bool
+    dropped: int = 0
 
     @property
     def assigned(self) -> Any:
         """Each sample's most probable sub-class, ``[N]``."""
         return self.labels.argmax(axis=1)
 
-    def record(self) -> dict[str, Any]:
-        """Returns ``use`` and the relative entropies of these samples' labels, as an epoch of :func:`fit` has them."""
-        use = np.bincount(self.assigned, minlength=self.hierarchy.num_auxiliary).tolist()
-        most = np.log(self.hierarchy.psi)[self.y]
-        entropy = -(self.labels * np.log(np.where(self.labels > 0, self.labels, 1))).sum(axis=1)
-        split = most > 0
-        if not split.any():
-            return {"use": use}
-        relative = np.divide(entropy, most, where=split, out=np.zeros_like(entropy, dtype=float))
-        classes = [split & (self.y == primary) for primary in range(len(self.hierarchy))]
-        per_class = [float(relative[own].mean()) if own.any() else None for own in classes]
-        own = {"relative_label_entropy": float(relative[split].mean()), "relative_label_entropy_per_class": per_class}
-        return {"use": use, **own}
-
 
 def gather(
     maxl: MAXL, loader: Iterable[Any], max_samples: int, seed: int, to_images: Callable[[Any], Any] | None = None
-) -> Samples:
+) -> Samples | str:
     """Passes samples through a learner in evaluation mode, and leaves it and all random states as they were.
 
     From a loader of an indexed dataset, or a list of batches, they are drawn from all of the data; from anything else
@@ -86,7 +79,10 @@ def gather(
         max_samples: How many samples at most.
         seed: Of the draw.
         to_images: From x to images, ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, in 0 .. 1. If None: x itself if it has that
-            shape, scaled from its lowest to its highest value.
+            shape, scaled from its lowest to its highest values, but for half a percent at either end.
+
+    Returns:
+        The samples, or why there are none.
 
     Raises:
         TypeError: Batches are of another kind.
@@ -106,34 +102,19 @@ def gather(
                 break
     if not parts:
         raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+    if any(part["human"] is not None for part in parts):  # unknown in the other batches
+        for part in parts:
+            part["human"] = torch.full_like(part["y"], -1) if part["human"] is None else part["human"]
     joined = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    kept = np.isfinite(joined["labels"]).all(axis=1)
+    kind = "pixels" if y.dim() > 1 else "samples"
+    if not kept.any():
+        return f"the generator's labels of all {len(kept):,} {kind} that were looked at are not finite."
+    joined = {name: None if part is None else part[kept] for name, part in joined.items()}
     if joined["images"] is not None:
         joined["images"] = _pictures(joined["images"], scale=to_images is None)
-    return Samples(maxl.hierarchy, **joined, is_dense=y.dim() > 1, are_first=are_first)
-
-
-def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: int = 6) -> dict[int, str]:
-    """Chooses primary classes to show: all if they are few, else the largest and those with the surest labels.
-
-    Args:
-        sizes: Samples of each class; one without any is not chosen.
-        confidence: How sure labels are in each class.
-        most: How many to choose.
-
-    Returns:
-        Why each one was chosen, by class; nothing to say if all were.
-
-    Example:
-        >>> chosen_classes([5, 9, 7, 8], [0.9, 0.1, 0.2, 0.8], most=2)
-        {1: 'largest', 0: 'surest labels'}
-    """
-    present = [primary for primary, size in enumerate(sizes) if size > 0]
-    if len(present) <= most:
-        return dict.fromkeys(present, "")
-    largest = sorted(present, key=lambda primary: -sizes[primary])[: most - most // 2]
-    others = [primary for primary in present if primary not in largest]
-    surest = sorted(others, key=lambda primary: -confidence[primary])[: most // 2]
-    return {**dict.fromkeys(largest, "largest"), **dict.fromkeys(surest, "surest labels")}
+    dropped = int((~kept).sum())
+    return Samples(maxl.hierarchy, **joined, is_dense=y.dim() > 1, are_first=are_first, dropped=dropped)
 
 
 @contextlib.contextmanager
@@ -142,9 +123,7 @@ def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
     modes = {module: module.training for module in maxl.modules()}
     buffers = buffer_copies(maxl)
     states = RandomState(cuda_devices(maxl)), np.random.get_state(), random.getstate()
-    sampler = getattr(loader, "sampler", None)
-    found = [getattr(source, "generator", None) for source in (loader, sampler, getattr(loader, "dataset", None))]
-    generators = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    generators = [(one, one.get_state()) for one in _generators(loader)]
     maxl.eval()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
@@ -161,6 +140,19 @@ def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
         random.setstate(states[2])
         for generator, state in generators:
             generator.set_state(state)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """Those of a loader, its dataset and its samplers, and of what these are made of."""
+    found, left, seen = [], [loader], set[int]()
+    while left:
+        one = left.pop()
+        if isinstance(one, torch.Generator):
+            found.append(one)
+        elif one is not None and id(one) not in seen:
+            seen.add(id(one))
+            left += [getattr(one, name, None) for name in ("generator", "dataset", "sampler", "batch_sampler")]
+    return found
 
 
 @contextlib.contextmanager
@@ -181,14 +173,38 @@ def _entering_the_head(network: MultiTaskNetwork) -> Iterator[list[Tensor]]:
 
 def _batches(loader: Iterable[Any], max_samples: int, draw: np.random.Generator) -> tuple[Iterable[Any], bool]:
     """Returns batches from all over the data, where that does not mean to read all of it; and whether it does."""
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler:
-        indices = [index for batch in islice(loader.batch_sampler, len(loader)) for index in batch]
-        chosen = draw.choice(len(indices), min(max_samples, len(indices)), replace=False)
-        part: Subset[Any] = Subset(loader.dataset, [indices[one] for one in sorted(chosen)])
-        return DataLoader(part, batch_size=loader.batch_size or 100, collate_fn=loader.collate_fn), False
     if isinstance(loader, (list, tuple)):
-        return [loader[number] for number in draw.permutation(len(loader))], False
+        return _parts(loader, max_samples, draw), False
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader, True
+    if (size := length(loader)) is not None and loader.batch_sampler is not None:
+        batches: Any = loader.batch_sampler
+        with contextlib.suppress(Exception):  # samplers may have a state of their own, and hold what has no copy
+            batches = copy.deepcopy(batches, {id(loader.dataset): loader.dataset})
+        indices = [index for batch in islice(batches, size) for index in batch]
+        chosen = [indices[one] for one in _drawn(len(indices), max_samples, draw)]
+        step = loader.batch_size or 100
+        parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
+        same = {name: getattr(loader, name) for name in PASSED_ON}
+        return DataLoader(loader.dataset, batch_sampler=parts, **same), False
     return loader, True
+
+
+def _parts(batches: Sequence[Any], max_samples: int, draw: np.random.Generator) -> Iterator[Any]:
+    """A share of each batch, where these have more samples than are wanted."""
+    given = [batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None for batch in batches]
+    sizes = [len(y) if isinstance(y, Tensor) and y.dim() else 1 for y in given]
+    starts = np.cumsum([0, *sizes])
+    chosen = _drawn(int(starts[-1]), max_samples, draw)
+    for batch, start, size in zip(batches, starts, sizes):
+        own = chosen[(chosen >= start) & (chosen < start + size)] - start
+        if len(own):
+            yield batch if len(own) == size else tuple(_rows(part, torch.from_numpy(own), size) for part in batch)
+
+
+def _drawn(size: int, most: int, draw: np.random.Generator) -> Any:
+    """So many of the first integers at most, in order."""
+    return np.sort(draw.choice(size, min(most, size), replace=False))
 
 
 def _some_of(batch: tuple[Any, ...], wanted: int, draw: np.random.Generator) -> tuple[Any, ...]:
@@ -196,7 +212,7 @@ def _some_of(batch: tuple[Any, ...], wanted: int, draw: np.random.Generator) -> 
     size = len(batch[1])
     if size <= wanted:
         return batch
-    chosen = torch.from_numpy(np.sort(draw.choice(size, wanted, replace=False)))
+    chosen = torch.from_numpy(_drawn(size, wanted, draw))
     return tuple(_rows(part, chosen, size) for part in batch)
 
 
@@ -205,6 +221,11 @@ def _rows(part: Any, chosen: Tensor, size: int) -> Any:
         return part[chosen.to(part.device)]
     if isinstance(part, Mapping):
         return {key: _rows(value, chosen, size) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        if len(part) == size and not any(isinstance(one, Tensor) and one.dim() and len(one) == size for one in part):
+            return [part[one] for one in chosen.tolist()]  # an element a sample: texts, images of different sizes
+        values = [_rows(value, chosen, size) for value in part]
+        return values if isinstance(part, list) else tuple(values)
     return part
 
 
@@ -241,9 +262,8 @@ def _flat(features: Tensor, network: MultiTaskNetwork) -> Tensor:
 
 def _human(labels: Any, y: Tensor) -> Tensor | None:
     """Human labels, negative where there is none; None if these are something else."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != y.shape:
-        return None
-    return labels
+    fits = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == y.shape
+    return labels.long() if fits else None
 
 
 def _checked_images(x: Any, size: int, to_images: Callable[[Any], Any] | None) -> Tensor | None:
@@ -270,6 +290,10 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _pictures(images: Any, scale: bool) -> Any:
-    low, high = (images.min(), images.max()) if scale else (0.0, 1.0)
-    images = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    """Pictures in 0 .. 1; what is not finite is as dark or as light as can be."""
+    low, high = 0.0, 1.0
+    if scale and (finite := images[np.isfinite(images)]).size:
+        low, high = np.percentile(finite, OUTERMOST)
+        low, high = (low, high) if low < high else (finite.min(), finite.max())
+    images = np.nan_to_num((np.clip(images, low, high) - low) / max(high - low, 1e-12))
     return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .evidence import Evidence
-from .figures import look, png
+from .figures import look, png, texts
 from .run_figures import labels, learning, use
 from .sample_figures import features, human_classes, pictures
 
@@ -21,6 +21,7 @@ class Section:
         alt: What it shows, for those who can't see it.
         png: The image; None if it is left out.
         reason: Why it is left out.
+        names: Names that are cut in it, in full, by what stands for them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Section:
     alt: str = ""
     png: bytes | None = None
     reason: str = ""
+    names: dict[str, str] = field(default_factory=dict)
 
 
 FIGURES = {
@@ -52,5 +54,7 @@ def sections(evidence: Evidence) -> list[Section]:
                 found.append(Section(name, title, reason=drawn))
             else:
                 figure, alt, caption = drawn
-                found.append(Section(name, title, caption, alt, png(figure)))
+                image, written = png(figure), texts(figure)
+                names = {cut: full for cut, full in evidence.cut_names().items() if cut in written}
+                found.append(Section(name, title, caption, alt, image, names=names))
     return found
