@@ -71,8 +71,9 @@ def script(name: str) -> ModuleType:
 
 def digits_tables(content: dict[str, Any]) -> Tables:
     settings = content["settings"]
-    caption = f"{len(settings['seeds'])} seeds, {settings['epochs']} epochs, learning rate {settings['lr']}:"
-    yield caption, script("digits").table(content["summary"])
+    loss = "cross-entropy" if settings.get("gamma") == 0 else "focal loss"
+    words = f"{len(settings['seeds'])} seeds, {settings['epochs']} epochs, learning rate {settings['lr']}, {loss}"
+    yield f"{words}:", script("digits").table(content["summary"])
 
 
 def few_shot_tables(content: dict[str, Any]) -> Tables:
