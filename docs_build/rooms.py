@@ -50,10 +50,10 @@ def index() -> str:
     lines = [f"# {TITLE}", "", "::: maxl_l2l", "    options:", "      members: false"]
     lines += ["      show_root_heading: false", "      show_source: false"]
     lines += ["", "## Public names", "", "What `maxl_l2l` itself exports. The rest may change.", ""]
-    lines += ["| Name | Is | Room |", "|---|---|---|", *rows, "", "## Rooms", ""]
-    lines += ["A module is a room. Each uses only what stands above it: data flow downwards.", ""]
+    lines += ["| Name | Is | Module |", "|---|---|---|", *rows, "", "## Modules", ""]
+    lines += ["Each uses only what stands above it: data flow downwards.", ""]
     for title, rooms in grouped().items():
-        lines += [f"### {title}", "", "| Room | Is |", "|---|---|"]
+        lines += [f"### {title}", "", "| Module | Is |", "|---|---|"]
         lines += [f"| [{room}]({room}.md) | {first_sentence(tree_of(room))} |" for room in rooms] + [""]
     return "\n".join(lines)
 

@@ -36,10 +36,12 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 def moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
     """Returns a batch ``(x, y)`` or ``(x, y, label)`` on a device; raises TypeError if it is something else."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+    is_sequence = isinstance(batch, (tuple, list))
+    if not is_sequence or len(batch) < 2:
+        found = f"a {type(batch).__name__} of {len(batch)}" if is_sequence else type(batch).__name__
         raise TypeError(
-            f"`loader` must yield batches (x, y) or (x, y, label), found {type(batch).__name__}. "
-            "Give DataLoader a dataset of such tuples."
+            f"`loader` must yield batches (x, y) or (x, y, label), found {found}. "
+            "Give DataLoader a dataset of such tuples; y are the classes."
         )
     return tuple(_on(device, part) for part in batch)
 

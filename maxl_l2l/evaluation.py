@@ -10,6 +10,7 @@ import torch
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import moved
 from .calls import logits_of
+from .checks import check_kind
 from .measures import Means, accuracy
 
 
@@ -27,8 +28,10 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
     all samples.
 
     Raises:
+        TypeError: maxl is no learner.
         ValueError: loader is empty.
     """
+    check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Pass the learner, MAXL(model, psi).")
     modes = {module: module.training for module in maxl.modules()}
     device = device_of(maxl)
     totals = Means()

@@ -155,7 +155,7 @@ def check_indices(labels: Any, num_classes: int, argument: str, kind: str) -> No
         found = str(labels.dtype) if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(
             f"`{argument}` must be an int64 tensor of {kind} indices, found {found}. "
-            f"Convert it with torch.as_tensor({argument}).long()."
+            f"Convert it with torch.as_tensor({argument}).long(), or {argument}.argmax(dim=1) if it is one-hot."
         )
     if labels.numel() == 0:
         return

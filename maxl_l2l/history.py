@@ -36,7 +36,8 @@ class History:
         """
         if not any(key in record for record in self.epochs):
             known = ", ".join(self.epochs[-1]) if self.epochs else "nothing yet"
-            raise KeyError(f"the history has no {key!r}; it has recorded {known}")
+            advice = "; give fit a test_loader" if key.startswith("test_") else ""
+            raise KeyError(f"the history has no {key!r}; it has recorded {known}{advice}")
         return [record.get(key) for record in self.epochs]
 
     def __len__(self) -> int:

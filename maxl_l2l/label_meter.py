@@ -13,6 +13,7 @@ from torch import Tensor
 from .agreement import agreement
 from .hierarchy import Hierarchy
 from .ranks import Ranks
+from .sources import WHOLE
 
 MOST_PAIRS = 10**6
 """Pairs of an auxiliary class and a given label that are counted at most: what has more is no label, but a name."""
@@ -51,7 +52,7 @@ class LabelMeter:
                 count as none; or classes ``[N, ...]``, int64. Anything else is passed over.
             y: Primary classes ``[N, ...]``.
             predicted: Auxiliary outputs ``[N, K, ...]``.
-            given: Labels that somebody gave, int64 of the shape of y, negative where there is none; anything else is
+            given: Labels that somebody gave, integers of the shape of y, negative where there is none; anything else is
                 passed over, and so are, with a warning, more than a million pairs of them and auxiliary classes.
         """
         if targets is None or not self._fits(targets, y):
@@ -73,8 +74,8 @@ class LabelMeter:
         if predicted is not None:
             self.sums["predicted"] += counted.sum()
             self.sums["right"] += (counted * (self._rows(predicted).argmax(dim=1) == chosen)).sum()
-        if isinstance(given, Tensor) and given.dtype == torch.long and given.shape == y.shape and given.numel():
-            self._compare(chosen, given.reshape(-1), counted)
+        if isinstance(given, Tensor) and given.dtype in WHOLE and given.shape == y.shape and given.numel():
+            self._compare(chosen, given.reshape(-1).long(), counted)
 
     def _fits(self, targets: Tensor, y: Tensor) -> bool:
         if targets.is_floating_point():

@@ -256,7 +256,7 @@ class LightningMAXL(L.LightningModule):
         for name, value in scalars(found).items():
             self.log(name, value, prog_bar=name in SHOWN and name != "sub_classes", sync_dist=True)
         self._records.append(found)
-        if self.metrics.patience is not None and self.source.trains_generator and self.global_rank == 0:
+        if self.source.learns_from_meta_gradient and self.global_rank == 0:
             warn_of_collapse(self._records, hierarchy, self.metrics.patience)
 
     def _trained(self) -> tuple[nn.Module, ...]:

@@ -78,6 +78,14 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     return focal_loss_per_sample(logits, target, gamma).mean()
 
 
+def are_probabilities(outputs: Tensor) -> bool:
+    """Returns whether outputs ``[N, C, ...]`` are non-negative and sum to 1 over C: no logits, but their softmax."""
+    if outputs.dim() < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
+        return False
+    tolerance = torch.finfo(outputs.dtype).eps ** 0.5
+    return bool(outputs.min() >= 0 and (outputs.sum(dim=1) - 1).abs().max() <= tolerance)
+
+
 def focal_loss_per_sample(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     """The focal loss of each sample, unchecked: ``[N, C, ...]`` to ``[N, ...]``, in nats."""
     log_probs = at_least_float32(logits).log_softmax(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .algorithm import AuxiliaryLabelGenerator
 from .checks import some
+from .losses import are_probabilities
 from .maxl import MAXL
 from .passes import buffer_copies, virtual_pass
 from .snapshots import Snapshot, copied, plain_tensors, same, tensors_of
@@ -157,10 +158,7 @@ def _probe_changes(subject: Subject, name: str, done: _Pass, found: Findings) ->
 
 
 def _probe_probabilities(subject: Subject, outputs: Tensor, found: Findings) -> None:
-    if outputs.dim() < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
-        return
-    tolerance = torch.finfo(outputs.dtype).eps ** 0.5
-    if not (outputs.min() >= 0 and (outputs.sum(dim=1) - 1).abs().max() <= tolerance):
+    if not are_probabilities(outputs):
         return
     says = "found rows that are non-negative and sum to 1: probabilities already"
     if isinstance(subject.maxl, MAXL):

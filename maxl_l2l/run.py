@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from .algorithm import AuxiliaryLabelGenerator
 from .batches import given_labels, length, moved, set_epoch
 from .checkpoints import Checkpoint, unwritten
 from .clock import Clock
+from .derivatives import StepResult
 from .errors import NonFiniteError
 from .evaluation import device_of, evaluate
 from .history import History
 from .label_meter import LabelMeter
 from .loggers import Loggers
+from .losses import are_probabilities
+from .maxl import MAXL
 from .measures import Measured
 from .metrics import Metrics, hierarchy_of
 from .passes import cuda_devices
@@ -73,8 +77,11 @@ class Run:
     def start(self, epochs: int, resume: bool) -> None:
         """Goes to where the checkpoint is, if that is wanted and there is one, and meets the other ranks there."""
         with self.maxl.ranks.call("fit"):
-            if resume and self.checkpoint is not None and self.checkpoint.exists():
-                self.restore(self.checkpoint)
+            if self.checkpoint is not None:
+                if resume and self.checkpoint.exists():
+                    self.restore(self.checkpoint)
+                if self.maxl.ranks.rank == 0:
+                    self.check_writable(self.checkpoint)
             self.maxl.ranks.totals("a run")
         self.maxl.ranks.check_same({"epochs": epochs, **self.common()}, "fit")
 
@@ -141,6 +148,8 @@ class Run:
                 result = step(batch, meta_batch, self.pairs.done % self.meta_every == 0)
                 if result is not None:
                     self.steps += 1
+                    if self.steps == 1:
+                        self.check_logits(result)
                     measured.add(result, batch[1], self.stage == 0, given_labels(batch, self.source.num_elements))
                     if self.maxl.ranks.rank == 0:
                         self.loggers.step(self.steps, result)
@@ -151,6 +160,26 @@ class Run:
                 if self.stops():
                     return False
         return True
+
+    def check_writable(self, path: Path) -> None:
+        """Raises OSError if no file can be made where the checkpoint is to be, before anything is computed."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise unwritten(path, error, self.saved) from error
+
+    def check_logits(self, result: StepResult) -> None:
+        """Warns if the model gives probabilities, of which the loss takes a second softmax."""
+        if isinstance(self.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
+            warnings.warn(
+                "`model` must return logits, found rows that are non-negative and sum to 1: probabilities already. "
+                "The loss takes a second softmax of them, which flattens its gradient. Leave the softmax at the "
+                "model's end away.",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def measures(self) -> Measured:
         """What an epoch is measured with."""
@@ -170,8 +199,8 @@ class Run:
         if self.maxl.ranks.rank != 0:
             return
         self.loggers.epoch(self.steps, record)
-        patience = None if self.metrics is None or not self.source.trains_generator else self.metrics.patience
-        if patience is not None and self.hierarchy is not None:
+        if self.metrics is not None and self.hierarchy is not None:
+            patience = self.metrics.patience if self.source.learns_from_meta_gradient else None
             warn_of_collapse(self.history.epochs, self.hierarchy, patience, stacklevel=4)
 
     def batches(self, pairs: Pairs, place: dict[str, Any] | None) -> Iterator[tuple[Any, Any]]:

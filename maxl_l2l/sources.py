@@ -26,11 +26,13 @@ class LabelSource(ABC):
 
     Attributes:
         trains_generator: Whether there is a second stage, which trains the generator.
+        learns_from_meta_gradient: Whether the hypergradient has a part in that.
         num_elements: Elements of a batch that are the source's, so that one that follows is a label that somebody gave,
             which nothing is trained with; None if that can't be told.
     """
 
     trains_generator: bool = False
+    learns_from_meta_gradient: bool = False
     num_elements: int | None = None
 
     def label(self, dataset: Dataset[Any], psi: Hierarchy | Iterable[int]) -> Dataset[Any]:
@@ -104,7 +106,7 @@ class GeneratedLabels(LabelSource):
         method: As in :meth:`AuxiliaryLabelGenerator.hypergradient`.
     """
 
-    trains_generator = True
+    trains_generator = learns_from_meta_gradient = True
     num_elements = 2
 
     def __init__(self, method: str = "forward") -> None:
@@ -151,6 +153,8 @@ class EntropyLabels(GeneratedLabels):
 
     What MAXL gains over this source is what the meta gradient earns; the rest is the extra soft task.
     """
+
+    learns_from_meta_gradient = False
 
     def __init__(self) -> None:
         super().__init__(method="regularizer")
@@ -265,9 +269,13 @@ class LabelledDataset(Dataset[Any]):
         return len(self.labels)
 
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Kinds of numbers that labels are given in."""
+
+
 def is_label(value: Any) -> bool:
     """Whether something is a class, or a tensor of some."""
-    is_whole = isinstance(value, Tensor) and value.dtype == torch.long
+    is_whole = isinstance(value, Tensor) and value.dtype in WHOLE
     return is_whole or (isinstance(value, Integral) and not isinstance(value, bool))
 
 

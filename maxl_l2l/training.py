@@ -114,9 +114,9 @@ def fit(
         With metrics also ``auxiliary_accuracy`` (of the auxiliary head, against the most probable label),
         ``label_entropy`` (mean over samples, nats), ``relative_label_entropy`` (the same over log psi[y]: 1 is uniform;
         of classes that are split) and ``relative_label_entropy_per_class`` (C of them, None where there is nothing to
-        choose), ``mean_label_entropy`` (of the epoch's mean label, nats), ``use`` (K counts: samples
-        whose most probable label each is), ``sub_classes_per_class`` (C counts: of these in use), ``steps_per_second``,
-        and where it is asked for ``gradient_cosine``. If batches have one more element, int64 labels that somebody gave
+        choose), ``mean_label_entropy`` (of the epoch's mean label, nats), ``use`` (K counts: samples whose most
+        probable label each is), ``sub_classes_per_class`` (C counts: of these in use), ``steps_per_second``, and where
+        it is asked for ``gradient_cosine``. If batches have one more element, integer labels that somebody gave
         (negative where there is none), then also the agreement with them: ``nmi``, ``nmi_within`` and ``purity``, see
         :func:`~maxl_l2l.agreement.agreement`. Labels are those that the network was trained with.
 

@@ -56,19 +56,19 @@ def collapse_of(record: Mapping[str, Any], hierarchy: Hierarchy) -> Collapse:
 
 
 def warn_of_collapse(
-    records: Sequence[Mapping[str, Any]], hierarchy: Hierarchy, patience: int, stacklevel: int = 2
+    records: Sequence[Mapping[str, Any]], hierarchy: Hierarchy, patience: int | None, stacklevel: int = 2
 ) -> None:
     """Warns if labels have collapsed, or have been uniform, for so many epochs in a row up to the last, and not longer.
 
     Args:
         records: Of a history, one an epoch.
         hierarchy: The hierarchy.
-        patience: How many epochs in a row.
+        patience: How many epochs in a row; never if None.
         stacklevel: As in ``warnings.warn``, seen from here.
     """
-    found = [collapse_of(record, hierarchy) for record in records[-patience - 1 :]]
-    if len(found) < patience:
+    if patience is None or len(records) < patience:
         return
+    found = [collapse_of(record, hierarchy) for record in records[-patience - 1 :]]
     last, before = found[-patience:], found[:-patience]
     single = set.intersection(*(set(one.single) for one in last)).difference(*(one.single for one in before))
     if single:

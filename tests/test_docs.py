@@ -74,7 +74,7 @@ def test_the_first_page_quotes_the_results():
 
 def test_questions_are_answered_with_the_results():
     text = " ".join((DOCS / "questions.md").read_text(encoding="utf-8").split())
-    for name in ("digits.json", "digits-lr-0.02.json"):
+    for name in ("digits.json", "digits-lr-0.02.json", "digits-gamma-0.json"):
         maxl = row(name, source="maxl")
         gain, over_control = points(maxl["difference"], maxl["difference_se"]), result(name)["maxl_over_entropy"]
         assert f"| {gain} | {points(*over_control)} | 24 | [{name}]({name})" in text

@@ -496,3 +496,34 @@ def test_non_finite_error_comes_out_of_another_process():
     error = NonFiniteError("meta loss", "the meta loss is nan", History(epochs=[{"epoch": 1}]))
     found = pickle.loads(pickle.dumps(error))
     assert (found.term, str(found), found.history) == ("meta loss", "the meta loss is nan", error.history)
+
+
+def test_model_that_ends_in_a_softmax_is_told_of_once():
+    maxl = MAXL(nn.Sequential(nn.Linear(4, 2), nn.Softmax(dim=1)), PSI, head="0")
+    with pytest.warns(RuntimeWarning, match="`model` must return logits, found rows that are non-negative") as found:
+        fit(maxl, loader(), 2, progress=False)
+    assert [one.filename for one in found] == [__file__]
+
+
+def test_checkpoint_that_can_t_be_written_is_told_of_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    maxl = learner()
+    before = copy.deepcopy(maxl.state_dict())
+    with pytest.raises(OSError, match=r"`checkpoint` must be a file that can be written, found that .* can't"):
+        fit(maxl, loader(), 2, progress=False, checkpoint=tmp_path / "file" / "run.pt")
+    assert all(torch.equal(value, before[name]) for name, value in maxl.state_dict().items())
+
+
+def test_batch_without_labels_is_told_of():
+    with pytest.raises(TypeError, match=r"must yield batches \(x, y\) or \(x, y, label\), found a list of 1\."):
+        fit(learner(), DataLoader(TensorDataset(data().tensors[0]), batch_size=10), 1, progress=False)
+
+
+def test_history_says_how_to_have_a_test_accuracy():
+    with pytest.raises(KeyError, match=r"the history has no 'test_accuracy'; .*; give fit a test_loader"):
+        fit(learner(), loader(), 1, progress=False)["test_accuracy"]
+
+
+def test_evaluate_takes_a_learner():
+    with pytest.raises(TypeError, match=r"`maxl` must be .*, found Linear\. Pass the learner, MAXL\(model, psi\)\."):
+        evaluate(nn.Linear(4, 2), loader())
