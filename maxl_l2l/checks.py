@@ -104,13 +104,18 @@ def check_generator(generator: Any, model: nn.Module) -> None:
         )
 
 
-def check_optimizer(optimizer: Any, argument: str, module: nn.Module, kind: str, other: nn.Module) -> None:
-    """Raises unless the optimizer holds all trainable parameters of one network and none of the other."""
+def check_is_optimizer(optimizer: Any, argument: str, kind: str) -> None:
+    """Raises TypeError unless this is an optimizer; kind is the network that it is of."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"`{argument}` must be a torch.optim.Optimizer, found {type(optimizer).__name__}. "
             f"Make one with torch.optim.SGD(maxl.{kind}.parameters(), lr=0.01)."
         )
+
+
+def check_optimizer(optimizer: Any, argument: str, module: nn.Module, kind: str, other: nn.Module) -> None:
+    """Raises unless the optimizer holds all trainable parameters of one network and none of the other."""
+    check_is_optimizer(optimizer, argument, kind)
     if isinstance(optimizer, LBFGS):
         raise TypeError(
             f"`{argument}` must take a step without a closure, found LBFGS. Use SGD or Adam, or a method like them."
@@ -124,10 +129,13 @@ def check_optimizer(optimizer: Any, argument: str, module: nn.Module, kind: str,
         )
     missing = [name for name, parameter in trainable.items() if parameter not in held]
     if missing:
+        is_swapped = len(missing) == len(trainable) and any(parameter in held for parameter in other.parameters())
         raise ValueError(
             f"`{argument}` must hold all {len(trainable)} trainable parameters of the {kind}, "
             f"found {len(trainable) - len(missing)}; missing: {some(missing)}. "
             f"Make it with maxl.{kind}.parameters()."
+            + " It holds those of the other network: perhaps two optimizers are swapped."
+            * is_swapped
         )
     foreign = [name for name, parameter in other.named_parameters() if parameter in held]
     if foreign:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader
-from .checks import check_choice, check_count, check_kind, check_number
+from .checks import check_choice, check_count, check_is_optimizer, check_kind, check_number
 from .clock import Clock
 from .history import History
 from .loggers import Loggers
@@ -143,6 +144,12 @@ def fit(
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
     if source is not None:
         check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
+    if optimizer is not None:
+        check_is_optimizer(optimizer, "optimizer", "network")
+    if generator_optimizer is not None:
+        check_is_optimizer(generator_optimizer, "generator_optimizer", "generator")
+    if seed is not None and not isinstance(seed, Integral):
+        raise TypeError(f"`seed` must be an integer, found {seed!r}. Train once for each of several seeds.")
     _check_loaders(loader, meta_loader, test_loader)
     _check_times(checkpoint, resume, checkpoint_minutes, time_limit)
     wanted = progress_wanted(progress)
@@ -168,7 +175,7 @@ def fit(
     isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))
     with isolated:
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
         run.start(epochs, resume)
         run.train(epochs, wanted)
     if run.is_inside_an_epoch and checkpoint is None:

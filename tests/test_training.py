@@ -527,3 +527,30 @@ def test_history_says_how_to_have_a_test_accuracy():
 def test_evaluate_takes_a_learner():
     with pytest.raises(TypeError, match=r"`maxl` must be .*, found Linear\. Pass the learner, MAXL\(model, psi\)\."):
         evaluate(nn.Linear(4, 2), loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optimizer": "sgd"},
+            "`optimizer` must be a torch.optim.Optimizer, found str. Make one with torch.optim.SGD(",
+        ),
+        (
+            {"generator_optimizer": torch.optim.SGD},
+            "`generator_optimizer` must be a torch.optim.Optimizer, found type.",
+        ),
+        ({"seed": [0, 1]}, "`seed` must be an integer, found [0, 1]. Train once for each of several seeds."),
+    ],
+)
+def test_optimizers_and_seed_are_checked_before_training(options, message):
+    with pytest.raises(TypeError) as raised:
+        fit(learner(), loader(), 1, progress=False, **options)
+    assert message in str(raised.value)
+
+
+def test_swapped_optimizers_are_told_of():
+    maxl = learner()
+    pair = optimizers(maxl)
+    with pytest.raises(ValueError, match="holds those of the other network: perhaps two optimizers are swapped"):
+        maxl.step(*data().tensors, pair["generator_optimizer"], pair["optimizer"])
