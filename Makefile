@@ -24,7 +24,7 @@ bench: $(VENV)/bench.stamp ## Measure one iteration beside other ways to write i
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 test: lint ## Run the linters, the type checker and the tests with branch coverage
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp ## Run ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -71,6 +71,7 @@ setup(
             "transformers>=5",
             "pytest>=8",
             "pytest-cov>=5",
+            "pytest-xdist>=3",
             "mypy>=1.11",
             "types-setuptools",
             "ruff>=0.6",
