@@ -1,7 +1,10 @@
-"""What every test starts from: a fixed seed and one thread."""
+"""What every test starts from: fixed seeds and one thread."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -12,3 +15,5 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
