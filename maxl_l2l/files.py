@@ -42,6 +42,13 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
+def try_folder(folder: Path) -> None:
+    """Makes a folder if it is missing; raises OSError if no file can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def _umask() -> int:
     """What a new file does not allow; it can't be read but by setting it."""
     mask = os.umask(0)

@@ -78,6 +78,14 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     return focal_loss_per_sample(logits, target, gamma).mean()
 
 
+PROBABILITIES = "found rows that are non-negative and sum to 1: probabilities already"
+SECOND_SOFTMAX = (
+    f"`model` must return logits, {PROBABILITIES}. The loss would take a second softmax of them, which flattens its "
+    "gradient. Leave the softmax at the model's end away; take it where probabilities are wanted."
+)
+"""What to say of a model whose outputs are probabilities."""
+
+
 def are_probabilities(outputs: Tensor) -> bool:
     """Returns whether outputs ``[N, C, ...]`` are non-negative and sum to 1 over C: no logits, but their softmax."""
     if outputs.dim() < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .algorithm import AuxiliaryLabelGenerator
 from .checks import some
-from .losses import are_probabilities
+from .losses import PROBABILITIES, SECOND_SOFTMAX, are_probabilities
 from .maxl import MAXL
 from .passes import buffer_copies, virtual_pass
 from .snapshots import Snapshot, copied, plain_tensors, same, tensors_of
@@ -160,14 +160,12 @@ def _probe_changes(subject: Subject, name: str, done: _Pass, found: Findings) ->
 def _probe_probabilities(subject: Subject, outputs: Tensor, found: Findings) -> None:
     if not are_probabilities(outputs):
         return
-    says = "found rows that are non-negative and sum to 1: probabilities already"
     if isinstance(subject.maxl, MAXL):
-        found.problems.append(
-            f"`model` must return logits, {says}. The loss would take a second softmax of them, which flattens its "
-            "gradient. Leave the softmax at the model's end away; take it where probabilities are wanted."
-        )
+        found.problems.append(SECOND_SOFTMAX)
     else:
-        found.notes.append(f"the model's outputs: {says}. A primary_loss with a softmax would take a second one.")
+        found.notes.append(
+            f"the model's outputs: {PROBABILITIES}. A primary_loss with a softmax would take a second one."
+        )
 
 
 def _unrepeatable(subject: Subject, name: str, module: nn.Module, args: tuple[Any, ...]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader
 from .checks import check_count, check_kind
-from .files import replace_file
+from .files import replace_file, try_folder
 from .hierarchy import Hierarchy
 from .history import History
 from .maxl import MAXL
@@ -70,6 +69,7 @@ def report(
         OSError: The folder can't be written to, which is tried before anything is computed.
 
     Example:
+        >>> import tempfile
         >>> runs = [History({"source": "SingleTask"}, [{"epoch": 1, "test_accuracy": 0.7}])]
         >>> path = report(tempfile.mkdtemp(), runs)
         >>> "Did it help?" in path.read_text(encoding="utf-8")
@@ -188,9 +188,7 @@ def _writable(folder: str | Path, figures: Iterable[str]) -> Path:
     place = Path(folder)
     try:
         for one in (place, place / "figures"):
-            one.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=one):
-                pass
+            try_folder(one)
     except OSError as error:
         raise OSError(error.errno, f"`folder` can't be written to: {error.strerror}", str(place)) from error
     for path in (place / "index.html", *(place / "figures" / f"{name}.png" for name in figures)):

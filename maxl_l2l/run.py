@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from .clock import Clock
 from .derivatives import StepResult
 from .errors import NonFiniteError
 from .evaluation import device_of, evaluate
+from .files import try_folder
 from .history import History
 from .label_meter import LabelMeter
 from .loggers import Loggers
-from .losses import are_probabilities
+from .losses import SECOND_SOFTMAX, are_probabilities
 from .maxl import MAXL
 from .measures import Measured
 from .metrics import Metrics, hierarchy_of
@@ -164,22 +164,14 @@ class Run:
     def check_writable(self, path: Path) -> None:
         """Raises OSError if no file can be made where the checkpoint is to be, before anything is computed."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
+            try_folder(path.parent)
         except OSError as error:
             raise unwritten(path, error, self.saved) from error
 
     def check_logits(self, result: StepResult) -> None:
         """Warns if the model gives probabilities, of which the loss takes a second softmax."""
         if isinstance(self.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
-            warnings.warn(
-                "`model` must return logits, found rows that are non-negative and sum to 1: probabilities already. "
-                "The loss takes a second softmax of them, which flattens its gradient. Leave the softmax at the "
-                "model's end away.",
-                RuntimeWarning,
-                stacklevel=6,
-            )
+            warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=6)
 
     def measures(self) -> Measured:
         """What an epoch is measured with."""

@@ -144,12 +144,7 @@ def fit(
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
     if source is not None:
         check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
-    if optimizer is not None:
-        check_is_optimizer(optimizer, "optimizer", "network")
-    if generator_optimizer is not None:
-        check_is_optimizer(generator_optimizer, "generator_optimizer", "generator")
-    if seed is not None and not isinstance(seed, Integral):
-        raise TypeError(f"`seed` must be an integer, found {seed!r}. Train once for each of several seeds.")
+    _check_optimizers_and_seed(optimizer, generator_optimizer, seed)
     _check_loaders(loader, meta_loader, test_loader)
     _check_times(checkpoint, resume, checkpoint_minutes, time_limit)
     wanted = progress_wanted(progress)
@@ -205,6 +200,15 @@ def _settings(run: Run, seed: int | None) -> dict[str, Any]:
         **learner_settings(run.maxl),
         "torch": str(torch.__version__),
     }
+
+
+def _check_optimizers_and_seed(optimizer: Any, generator_optimizer: Any, seed: Any) -> None:
+    if optimizer is not None:
+        check_is_optimizer(optimizer, "optimizer", "network")
+    if generator_optimizer is not None:
+        check_is_optimizer(generator_optimizer, "generator_optimizer", "generator")
+    if seed is not None and not isinstance(seed, Integral):
+        raise TypeError(f"`seed` must be an integer, found {seed!r}. Train once for each of several seeds.")
 
 
 def _check_loaders(loader: Any, meta_loader: Any, test_loader: Any) -> None:
