@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The package is not importable yet: torch may be missing.
+FOUND = re.search(r'^VERSION = "(.+)"$', Path(__file__).with_name("maxl_l2l").joinpath("version.py").read_text(), re.M)
 README = Path(__file__).with_name("README.md")
 
 PROGRESS = ["tqdm>=4.60"]
@@ -27,7 +30,7 @@ DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "
 
 setup(
     name="maxl_l2l",
-    version="0.1.0",
+    version=FOUND[1] if FOUND else None,
     description="Meta AuXiliary Learning (MAXL) for any PyTorch classifier, beside learn2learn and higher",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
@@ -36,7 +39,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["maxl_l2l", "maxl_l2l.*"]),
     package_data={"maxl_l2l": ["py.typed"]},
-    install_requires=["torch>=2.4", "numpy"],
+    # torch brings filelock itself.
+    install_requires=["torch>=2.4", "numpy", "filelock"],
     extras_require={
         # An extra, because the core needs nothing of it, it imports for seconds, it asks for gym and numpy < 2, and its
         # last release does not build with a plain pip on Python >= 3.11: the Makefile shows the commands that work.

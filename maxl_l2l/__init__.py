@@ -23,8 +23,10 @@ from .networks import LabelGenerator, MultiTaskNetwork
 from .reports import report
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
 from .training import fit
+from .version import VERSION as __version__
 
 __all__ = [
+    "__version__",
     "MAXL",
     "AuxiliaryLabelGenerator",
     "LabelGenerator",

@@ -27,6 +27,7 @@ from .checks import (
     check_rows,
 )
 from .compiled_pass import CompiledPass, compile_options
+from .concurrency import COMPUTING
 from .cosine import gradient_cosine
 from .derivatives import StepResult
 from .hypergradient import METHODS, Options
@@ -49,11 +50,11 @@ ResultType = TypeVar("ResultType")
 def _made_by_all_ranks(
     method: Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType],
 ) -> Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType]:
-    """Makes a method tell the other ranks if its checks fail, so that none waits for this one."""
+    """Makes a method tell the other ranks if its checks fail, so that none waits for this one; one thread at a time."""
 
     @functools.wraps(method)
     def call(self: AuxiliaryLabelGenerator, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultType:
-        with self.ranks.call(method.__name__):
+        with COMPUTING, self.ranks.call(method.__name__):
             return method(self, *args, **kwargs)
 
     return call
@@ -185,7 +186,8 @@ class AuxiliaryLabelGenerator(Learner):
         loss = self.primary_loss(x, y, network)
         if self.objective.regularizer is None:
             return loss
-        targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
+        with COMPUTING:
+            targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
         self.check_targets(targets, y)
         return loss + self.objective.regularizer(targets)
 
@@ -265,8 +267,9 @@ class AuxiliaryLabelGenerator(Learner):
     ) -> StepResult:
         """One fused iteration: a step of the network on L1, and a step of the generator by its hypergradient.
 
-        The network's own step is the inner step, so it is computed once. All is computed before anything is changed: a
-        call that raises changes nothing, unless it is an optimizer's own step that raises.
+        The network's own step is the inner step, so it is computed once. A call that raises changes nothing: all is
+        computed before anything is changed, and an optimizer's step that raises, or makes parameters, its state or
+        buffers NaN or infinite, is undone.
 
         Args:
             x: Training samples, N of them.
@@ -474,7 +477,7 @@ class AuxiliaryLabelGenerator(Learner):
         check_rows(targets, y.shape[0], "generator")
 
     def _outputs(self, x: Any, network: Callable[[Any], tuple[Tensor, Tensor]] | None) -> tuple[Tensor, Tensor]:
-        with sdpa_kernel(SDPBackend.MATH):  # adapt() differentiates twice, which fused attention can't be
+        with COMPUTING, sdpa_kernel(SDPBackend.MATH):  # adapt() differentiates twice, which fused attention can't be
             return (network or self.network)(x)
 
     def _shared(self) -> tuple[object, ...]:

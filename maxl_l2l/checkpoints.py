@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from .checkpoint_file import FORMAT, former, not_finite, read_file
+from .checks import some
 from .files import replace_file
 from .ranks import Ranks
-
-FORMAT = 3
+from .rules import RULES
+from .version import VERSION
 
 
 class Stateful(Protocol):
@@ -51,54 +56,109 @@ class Checkpoint:
             return
         content = {
             "format": FORMAT,
+            "version": VERSION,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "progress": dict(progress),
             "ranks": everyone,
         }
-        replace_file(path, lambda file: torch.save(content, file))
+        replace_file(path, lambda file: torch.save(content, file), keep=former(path))
 
     def read(self, path: Path) -> dict[str, Any]:
         """Returns what a file holds, for :meth:`restore`; changes nothing.
 
         Raises:
             OSError: The file can't be read.
-            ValueError: It is no checkpoint, of another format, or of a run with other parts.
+            ValueError: It is no checkpoint, damaged, of another format, or of a run with other parts.
         """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            assert isinstance(content, dict)
-        except OSError:
-            raise
-        except Exception as error:  # what torch.load raises depends on which bytes it stumbles over
+        content = read_file(path)
+        found = list(content["parts"])
+        if found != list(self.parts):
             raise ValueError(
-                f"`checkpoint` must be a file that fit() wrote, found {path}, which can't be read as one: {error!r}. "
-                "Name another file."
-            ) from error
-        found = list(content.get("parts", {}))
-        if content.get("format") != FORMAT or found != list(self.parts):
-            raise ValueError(
-                f"`checkpoint` must be of format {FORMAT} and hold {', '.join(self.parts)}, found format "
-                f"{content.get('format')} with {', '.join(found) or 'nothing'} in {path}. "
-                "Name another file, or pass the optimizers and schedulers that the run had."
+                f"`checkpoint` must hold {', '.join(self.parts)}, found {', '.join(map(str, found)) or 'nothing'} in "
+                f"{path}. Name another file, or pass the optimizers and schedulers that the run had."
             )
         return content
 
-    def restore(self, content: Mapping[str, Any]) -> None:
-        """Puts all parts back into the state that was saved."""
-        for name, part in self.parts.items():
-            part.load_state_dict(content["parts"][name])
+    def restore(self, content: Mapping[str, Any], path: Path) -> None:
+        """Puts all parts into the state that was saved, or none of them.
+
+        Raises:
+            ValueError: A state does not fit the part that it is for; all are as they were.
+        """
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        name = ""
+        try:
+            for name, part in self.parts.items():
+                _check_state(part, content["parts"][name])
+                part.load_state_dict(content["parts"][name])
+                if isinstance(part, Optimizer):
+                    _check_optimizer(part)
+        except Exception as error:  # what a part raises depends on what it stumbles over
+            for part, state in zip(self.parts.values(), before.values()):
+                part.load_state_dict(state)
+            raise ValueError(
+                f"`checkpoint` must be of a run with the same {name}, found in {path} that {_words(error)}. Build the "
+                "learner, its optimizers and schedulers as that run did, or name another file."
+            ) from error
 
 
-def unwritten(path: Path, error: OSError, former: str | None) -> OSError:
+class _Unfit(Exception):
+    """A state that does not fit; the message says why."""
+
+
+def _check_state(part: Stateful, state: Any) -> None:
+    """Raises _Unfit unless a state has the entries that the part has, of its shapes, and parameters that are finite."""
+    own = part.state_dict()
+    if not isinstance(state, Mapping):
+        raise _Unfit(f"its state is a {type(state).__name__}")
+    missing, foreign = [name for name in own if name not in state], [str(name) for name in state if name not in own]
+    if missing or foreign:
+        words = [f"it lacks {some(missing)}"] * bool(missing) + [f"it has {some(foreign)}"] * bool(foreign)
+        raise _Unfit(" and ".join(words))
+    for name, value in own.items():
+        if isinstance(value, Tensor) and _kind(state[name]) != _kind(value):
+            raise _Unfit(f"its {name} is {_kind(state[name])} where this run has {_kind(value)}")
+    if isinstance(part, nn.Module):
+        parameters = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+        wrong = not_finite({name: value for name, value in state.items() if name in parameters})
+        if wrong:
+            raise _Unfit(f"it holds NaN or infinity in {some(wrong)}")
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Raises unless a state that was loaded lets an optimizer of torch.optim take a step and leaves numbers finite."""
+    if type(optimizer) not in RULES:
+        return
+    trial = copy.deepcopy(optimizer)
+    held = [parameter for group in trial.param_groups for parameter in group["params"]]
+    for parameter in held:
+        parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    if not_finite({str(number): parameter for number, parameter in enumerate(held)}):
+        raise _Unfit("its state turns parameters into NaN or infinity")
+
+
+def _kind(value: Any) -> str:
+    """Shape and dtype of a tensor, in words."""
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, _Unfit):
+        return str(error)
+    return f"its state does not fit: {type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+
+
+def unwritten(path: Path, error: OSError, saved: str | None) -> OSError:
     """Returns the system's error with what it means for the run.
 
     Args:
         path: The checkpoint that could not be written.
         error: Why.
-        former: What this run has saved there before, in words; None for nothing.
+        saved: What this run has saved there before, in words; None for nothing.
     """
-    if former is not None:
-        kept = f"The former checkpoint, of {former}, is intact: make room and go on with resume=True"
+    if saved is not None:
+        kept = f"The former checkpoint, of {saved}, is intact: make room and go on with resume=True"
     else:
         kept = "What was there before is intact" if path.exists() else "There is no checkpoint yet"
         kept += ": make room or name another file, and begin again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,22 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 from .passes import magnitude, non_finite
+
+ADVICE = "Lower the learning rates, clip gradients, or check the input for values that are far too large."
+
+
+class Origin(NamedTuple):
+    """What makes a loss or gradient NaN or infinite.
+
+    Attributes:
+        term: A name for it: ``"input"``, ``"network parameters"``, ``"generator parameters"`` or buffers.
+        words: What is the matter with it.
+        advice: What to do.
+    """
+
+    term: str
+    words: str
+    advice: str
 
 
 class StepResult(NamedTuple):
@@ -63,17 +79,18 @@ class Derivatives:
     generator_buffers: Mapping[str, Tensor]
     share: float = 1.0
 
-    def check_finite(self, scaled: bool = False) -> bool:
+    def check_finite(self, origin: Callable[[], Origin | None], scaled: bool = False) -> bool:
         """Checks losses and gradients for NaN and infinity, with one synchronisation with the device.
 
         Args:
+            origin: Looks for what was not finite before; called if something is not.
             scaled: Whether a gradient scaler is at work, for which an overflow after the first losses is no error.
 
         Returns:
             Whether the scaler will skip a step.
 
         Raises:
-            NonFiniteError: A term is not finite; the first one is named.
+            NonFiniteError: A term is not finite; the first one is named, and its origin.
         """
         losses = {
             "primary loss": self.result.primary_loss,
@@ -92,9 +109,10 @@ class Derivatives:
             del found["hypergradient"]  # its squares overflowed alone
         for name, value in found.items():
             if not scaled or name in losses:
+                earlier = origin()
+                term, advice = (earlier.term, earlier.advice) if earlier else (name, ADVICE)
+                because = f", as {earlier.words}" if earlier else ""
                 raise NonFiniteError(
-                    name,
-                    f"the {name} is {value}; no parameter was updated with it. "
-                    "Lower the learning rates, clip gradients, or check the input for NaN.",
+                    term, f"the {name} is {value}{because}; no parameter was updated with it. {advice}"
                 )
         return bool(found)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+import torch
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient became NaN or infinite; training stopped before it was used.
+    """A loss, gradient or parameter became NaN or infinite; training stopped before it was used.
 
     Attributes:
         term: Which one: ``"primary loss"``, ``"auxiliary loss"``, ``"network gradient"``, ``"meta loss"``,
-            ``"regularizer"`` or ``"hypergradient"``.
+            ``"regularizer"`` or ``"hypergradient"``; where these come from, if that was not finite before: ``"input"``,
+            ``"network parameters"``, ``"generator parameters"``, ``"network buffers"`` or ``"generator buffers"``; or
+            what a step would have made so: parameters, ``"state of the network's optimizer"``, ``"state of the
+            generator's optimizer"`` or ``"buffers"``.
         history: What :func:`fit` had recorded until then; None if the error is not from there.
     """
 
@@ -30,3 +36,16 @@ class UnsupportedOperatorError(NotImplementedError):
 
 class RankError(RuntimeError):
     """Processes that train together are not in step any more; the message says which of them, and why."""
+
+
+def add_note(error: Exception, text: str) -> None:
+    """Adds a note to an error, which a traceback shows; Python 3.10 has none yet, so that it is printed there."""
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:
+        print(text, file=sys.stderr)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory was not enough, of a device or of this computer."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

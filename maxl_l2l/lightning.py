@@ -352,7 +352,12 @@ class _PluginScaler(GradScaler):
         return optimizer.step()
 
     def update(self, new_scale: Any = None) -> None:
-        pass
+        if new_scale is not None:
+            self._scaler.update(new_scale)
+
+    def get_scale(self) -> float:
+        scale: float = self._scaler.get_scale()
+        return scale
 
 
 def _part(batch: Any, name: str) -> Any:

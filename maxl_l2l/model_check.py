@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .algorithm import AuxiliaryLabelGenerator
 from .checks import check_choice, check_kind
+from .concurrency import COMPUTING
 from .differences import compare
 from .hypergradient import METHODS
 from .inner_pass import Experience
@@ -114,7 +115,7 @@ def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str
     check_choice(method, [name for name in METHODS if name != "regularizer"], "method", "'forward' is the default")
     maxl.check_batch(x, y)
     _check_trainable(maxl)
-    with _undisturbed(maxl) as snapshot, warnings.catch_warnings(record=True) as caught:
+    with COMPUTING, _undisturbed(maxl) as snapshot, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check = _checked(Subject(maxl, copied(x), copied(y), snapshot), method, caught)
     for category, text in dict.fromkeys((each.category, str(each.message)) for each in caught):

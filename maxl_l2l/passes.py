@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 ResultType = TypeVar("ResultType")
+KeyType = TypeVar("KeyType", str, int)
 
 
 def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
@@ -108,7 +109,7 @@ def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
     return clones(dict(module.named_buffers()))
 
 
-def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def clones(tensors: Mapping[KeyType, Tensor]) -> dict[KeyType, Tensor]:
     """Returns a copy of each tensor."""
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return {name: tensor.clone() for name, tensor in tensors.items()}

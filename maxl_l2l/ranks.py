@@ -38,12 +38,15 @@ class Ranks:
     Attributes:
         size: How many there are.
         rank: Which of them this is.
+        request: What this rank asks of all, a number; 0 for nothing. It is told when they meet.
+        requested: The highest that any of them asked when they met last.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
         self.group, self.device = group, device
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
+        self.request = self.requested = 0
         self._name = ""
         self._depth = 0
         self._counts: list[list[int]] | None = None
@@ -96,13 +99,14 @@ class Ranks:
             self._meet(AT_END, "the end of its epoch")
 
     def _meet(self, state: int, words: str, *counts: int) -> list[list[int]]:
-        mine = torch.tensor([state, zlib.crc32(words.encode()), *counts, 0, 0][:4], device=self.device)
+        mine = torch.tensor([state, zlib.crc32(words.encode()), self.request, *counts, 0, 0][:5], device=self.device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         with self._waiting():
             dist.all_gather(rows, mine, group=self.group)
             found: list[list[int]] = torch.stack(rows).tolist()
+            self.requested = max(row[2] for row in found)
             if all(row[:2] == found[0][:2] for row in found):
-                return [row[2 : 2 + len(counts)] for row in found]
+                return [row[3 : 3 + len(counts)] for row in found]
             all_words: list[Any] = [None] * self.size
             dist.all_gather_object(all_words, words, group=self.group)
         if state != FAILED:

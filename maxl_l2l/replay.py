@@ -7,49 +7,13 @@ at the batches that are not used up yet. So these are kept, and the way is gone 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-
-from .passes import RandomState
+from .random_numbers import RandomNumbers
 
 NEXT = "next"
-OWNERS = ((), ("sampler",), ("batch_sampler",), ("batch_sampler", "sampler"))
-"""The parts of a data loader that may have a random number generator of their own."""
 END = object()
-
-
-class RandomNumbers:
-    """All random numbers that the data and the steps of a run depend on.
-
-    Args:
-        devices: CUDA devices whose random state counts.
-        loaders: Data loaders, or what stands for them; generators of their own are found.
-    """
-
-    def __init__(self, devices: Sequence[int], loaders: Iterable[Any]) -> None:
-        self.devices = devices
-        found = [_generator(loader, owner) for loader in loaders for owner in OWNERS]
-        # Each once, but in places that are the same in every process that runs the same program.
-        self.generators = [
-            None if any(one is other for other in found[:number]) else one for number, one in enumerate(found)
-        ]
-
-    def state(self) -> dict[str, Any]:
-        """Returns the state of all generators at this moment, tensors and plain data."""
-        random = RandomState(self.devices)
-        own = [None if generator is None else generator.get_state() for generator in self.generators]
-        return {"cpu": random.cpu, "devices": random.devices, "generators": own}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Puts all generators into that state."""
-        torch.set_rng_state(state["cpu"])
-        for device, random in state["devices"].items():
-            torch.cuda.set_rng_state(random, device)
-        for generator, own in zip(self.generators, state["generators"]):
-            if generator is not None and own is not None:
-                generator.set_state(own)
 
 
 class Reader:
@@ -194,9 +158,8 @@ class Pairs:
         return batch, self.ends[1]
 
 
-def _generator(loader: Any, owner: Sequence[str]) -> torch.Generator | None:
-    """The random number generator of a part of a loader, if it has one."""
-    for name in owner:
-        loader = getattr(loader, name, None)
-    found = getattr(loader, "generator", None)
-    return found if isinstance(found, torch.Generator) else None
+def random_states(place: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lists the states of the random numbers in a place."""
+    readers = [reader for reader in (place["main"], place["meta"]) if reader is not None]
+    found = [state for reader in readers for state in (reader["start"], *reader["last"]) if state is not None]
+    return [*found, place["random"]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -16,10 +18,11 @@ from .batches import given_labels, length, moved, set_epoch
 from .checkpoints import Checkpoint, unwritten
 from .clock import Clock
 from .derivatives import StepResult
-from .errors import NonFiniteError
+from .errors import NonFiniteError, add_note, is_out_of_memory
 from .evaluation import device_of, evaluate
-from .files import try_folder
+from .files import sole_writer, try_folder
 from .history import History
+from .interrupts import Interrupts
 from .label_meter import LabelMeter
 from .loggers import Loggers
 from .losses import SECOND_SOFTMAX, are_probabilities
@@ -28,7 +31,8 @@ from .measures import Measured
 from .metrics import Metrics, hierarchy_of
 from .passes import cuda_devices
 from .progress import Bar
-from .replay import Pairs, RandomNumbers
+from .random_numbers import RandomNumbers
+from .replay import Pairs, random_states
 from .schedules import Step, stages
 from .settings import check_same_settings
 from .sources import LabelSource
@@ -41,10 +45,12 @@ class Run:
 
     Attributes:
         measured: What the epoch under way has measured; None between epochs.
-        pairs: The data of the stage under way.
+        pairs: The data of the stage under way; None while it evaluates.
+        place: Where it stands, or stood last, in the data.
         stage: Its number.
         inside: Where to go on inside an epoch, from a checkpoint.
         saved: What the checkpoint in the file holds, in words.
+        saved_steps: How many steps had been taken then.
     """
 
     maxl: AuxiliaryLabelGenerator
@@ -69,19 +75,31 @@ class Run:
     stage: int = 0
     inside: dict[str, Any] | None = None
     saved: str | None = None
+    saved_steps: int = 0
 
     def __post_init__(self) -> None:
-        self.numbers = RandomNumbers(cuda_devices(self.maxl), (self.loader, self.meta_loader, self.test_loader))
+        loaders = {"loader": self.loader, "meta_loader": self.meta_loader, "test_loader": self.test_loader}
+        self.numbers = RandomNumbers(cuda_devices(self.maxl), loaders)
         self.hierarchy = hierarchy_of(self.maxl)
+        self.interrupts = Interrupts()
+        self.place: dict[str, Any] = {}
+        self.unsaved: OSError | None = None
 
-    def start(self, epochs: int, resume: bool) -> None:
-        """Goes to where the checkpoint is, if that is wanted and there is one, and meets the other ranks there."""
+    def start(self, epochs: int, resume: bool, held: ExitStack) -> None:
+        """Goes to where the checkpoint is, if that is wanted and there is one, and meets the other ranks there.
+
+        Args:
+            epochs: How many there will be.
+            resume: Whether to go on from the checkpoint.
+            held: Takes the right to write it, which ends with it.
+        """
         with self.maxl.ranks.call("fit"):
             if self.checkpoint is not None:
-                if resume and self.checkpoint.exists():
-                    self.restore(self.checkpoint)
                 if self.maxl.ranks.rank == 0:
                     self.check_writable(self.checkpoint)
+                    held.enter_context(sole_writer(self.checkpoint))
+                if resume and self.checkpoint.exists():
+                    self.restore(self.checkpoint)
             self.maxl.ranks.totals("a run")
         self.maxl.ranks.check_same({"epochs": epochs, **self.common()}, "fit")
 
@@ -89,13 +107,10 @@ class Run:
         """Trains until so many epochs are done or time is up."""
         if not (self.maxl.training and self.maxl.module.training):
             self.maxl.train()
-        with self.bar(epochs, progress) as bar:
+        with self.interrupts, self.bar(epochs, progress) as bar:
             self.clock.start_step()
             while len(self.history) < epochs:
-                try:
-                    record = self.epoch(bar)
-                except NonFiniteError as error:
-                    raise self.stopped(error) from error
+                record = self.attempt(bar)
                 if record is None:
                     break
                 self.history.epochs.append(record)
@@ -106,6 +121,24 @@ class Run:
                     self.tell(record)
                 if stops:
                     break
+
+    def attempt(self, bar: Bar) -> dict[str, Any] | None:
+        """Trains for an epoch as :meth:`epoch` does; saves if that fails, and if a signal ends it."""
+        try:
+            return self.epoch(bar)
+        except NonFiniteError as error:
+            raise self.stopped(error) from error
+        except Exception as error:
+            if self.maxl.ranks.size == 1 and self.signal:
+                self.stops()  # what has failed, failed of it: a terminal signals the workers of data loaders too
+                return None
+            self.note(error)
+            raise
+
+    @property
+    def signal(self) -> int:
+        """The signal that this run is to end with; 0 for none. All ranks learn of one when they meet in a step."""
+        return self.maxl.ranks.requested if self.maxl.ranks.size > 1 else self.interrupts.received
 
     def bar(self, epochs: int, progress: bool) -> Bar:
         """A progress bar that stands where the run does."""
@@ -133,7 +166,8 @@ class Run:
                 f"`loader` must yield at least one batch in each epoch, found none in epoch {len(self.history) + 1}. "
                 "Check the dataset behind it; an iterator that is used up is not a loader."
             )
-        self.pairs = None  # and with it the loaders' workers, before evaluation begins
+        assert self.pairs is not None
+        self.place, self.pairs = self.pairs.place, None  # and with it the loaders' workers, before evaluation begins
         record = self.record(self.measured)
         self.measured = None
         return record
@@ -143,9 +177,11 @@ class Run:
         last = self.stage == len(self.stages()) - 1
         self.pairs = Pairs(self.loader, self.meta_loader if last else None, self.numbers)
         for batch, meta_batch in self.batches(self.pairs, place):
+            self.maxl.ranks.request = self.interrupts.received
             with self.maxl.ranks.call("fit"):
-                self.compare_gradients(batch, measured)
+                cosine = self.gradient_cosine(batch, measured)
                 result = step(batch, meta_batch, self.pairs.done % self.meta_every == 0)
+                measured.means.add("gradient_cosine", cosine, len(batch[1]))
                 if result is not None:
                     self.steps += 1
                     if self.steps == 1:
@@ -157,8 +193,8 @@ class Run:
             bar.advance(measured)
             if self.maxl.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
                 self.clock.end_step()
-                if self.stops():
-                    return False
+            if (self.maxl.ranks.size == 1 or self.signal) and self.stops():
+                return False
         return True
 
     def check_writable(self, path: Path) -> None:
@@ -171,7 +207,7 @@ class Run:
     def check_logits(self, result: StepResult) -> None:
         """Warns if the model gives probabilities, of which the loss takes a second softmax."""
         if isinstance(self.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
-            warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=6)
+            warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=7)
 
     def measures(self) -> Measured:
         """What an epoch is measured with."""
@@ -179,12 +215,12 @@ class Run:
             return Measured()
         return Measured(LabelMeter(self.hierarchy, device_of(self.maxl)))
 
-    def compare_gradients(self, batch: Any, measured: Measured) -> None:
-        """Measures the gradient cosine at the parameters that a step starts from, if it is wanted and its turn."""
+    def gradient_cosine(self, batch: Any, measured: Measured) -> Tensor | None:
+        """The gradient cosine at the parameters that a step starts from, if it is wanted and its turn."""
         every = None if self.metrics is None else self.metrics.gradient_cosine
-        if every is not None and self.stage == 0 and measured.steps % every == 0:
-            cosine = self.source.gradient_cosine(self.maxl, batch, self.options.get("micro_batches", 1))
-            measured.means.add("gradient_cosine", cosine, len(batch[1]))
+        if every is None or self.stage != 0 or measured.steps % every != 0:
+            return None
+        return self.source.gradient_cosine(self.maxl, batch, self.options.get("micro_batches", 1))
 
     def tell(self, record: dict[str, Any]) -> None:
         """Logs an epoch, and warns if its labels and those before say nothing."""
@@ -218,7 +254,7 @@ class Run:
         return stages(self.maxl, self.source, self.schedule, self.optimizer, self.generator_optimizer, self.options)
 
     def record(self, measured: Measured) -> dict[str, Any]:
-        """Ends an epoch: joins what was measured, steps the schedulers, evaluates."""
+        """Ends an epoch: joins what was measured, evaluates, steps the schedulers."""
         measured.join(self.maxl.ranks)
         record: dict[str, Any] = {"epoch": len(self.history) + 1, **measured.values()}
         record["lr"] = float(self.optimizer.param_groups[0]["lr"])
@@ -226,14 +262,16 @@ class Run:
             record["steps_per_second"] = round(measured.steps / measured.seconds, 3)
         if "scaler" in self.options:
             record["skipped"] = measured.skipped
+        if self.test_loader is not None:
+            # Ranks meet at the end of it alone, so that none of several can leave it.
+            batches = self.test_loader if self.maxl.ranks.size > 1 else self.interrupts.watched(self.test_loader)
+            found = evaluate(self.maxl, batches)
+            record |= {f"test_{name}": value for name, value in found.items()}
         with warnings.catch_warnings():
             # The optimizer's steps may have been taken by the run that this one goes on from.
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
             for scheduler in self.schedulers:
                 scheduler.step()
-        if self.test_loader is not None:
-            found = evaluate(self.maxl, self.test_loader)
-            record |= {f"test_{name}": value for name, value in found.items()}
         return record | {"seconds": round(measured.seconds, 3)}
 
     def stops(self, due: bool = False) -> bool:
@@ -241,6 +279,7 @@ class Run:
         stop, due = self.clock.time_is_up(), due or self.clock.checkpoint_is_due()
         if self.clock.is_set:
             stop, due = self.maxl.ranks.gathered((stop, due))[0]
+        stop = stop or self.signal != 0
         if self.checkpoint is not None and (stop or due):
             self.save_checkpoint(self.checkpoint)
         return stop
@@ -252,8 +291,9 @@ class Run:
                 with self.clock.saving():
                     self.save(path)
             except OSError as error:
-                raise unwritten(path, error, self.saved) from error
-        self.saved = self.where()
+                self.unsaved = unwritten(path, error, self.saved)
+                raise self.unsaved from error
+        self.saved, self.saved_steps = self.where(), self.steps
         self.maxl.end_epoch()  # the other ranks may look for the file from here on
 
     def stopped(self, error: NonFiniteError) -> NonFiniteError:
@@ -261,15 +301,34 @@ class Run:
         where = f"stopped at step {self.steps + 1} (epoch {len(self.history) + 1})"
         kept = "Pass checkpoint= to save a run; the learner holds the parameters before this step."
         if self.checkpoint is not None:
-            last_good = self.checkpoint.with_name(f"{self.checkpoint.name}.stopped")
-            last = self.checkpoint if self.checkpoint.exists() else "none yet"
-            kept = f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
-            try:
-                self.save(last_good)
-            except OSError as failure:
-                kept = f"The last checkpoint is {last}; {last_good} could not be written: {failure}."
+            kept = self.kept(self.checkpoint)
             self.maxl.end_epoch()  # no process ends before the file is written
         return NonFiniteError(error.term, f"{where}: {error} {kept}", self.history)
+
+    def kept(self, path: Path) -> str:
+        """Saves the run as it was before the step that failed, beside the checkpoint, and says where."""
+        last_good = path.with_name(f"{path.name}.stopped")
+        last = path if path.exists() else "none yet"
+        try:
+            self.save(last_good)
+        except OSError as failure:
+            return f"The last checkpoint is {last}; {last_good} could not be written: {failure}."
+        return f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
+
+    def note(self, error: Exception) -> None:
+        """Adds to an error where it stopped the run and what is left to go on from, which is saved if need be."""
+        if error is self.unsaved:
+            return
+        words = [f"fit stopped at step {self.steps + 1} (epoch {len(self.history) + 1})."]
+        if is_out_of_memory(error):
+            words.append("The memory was not enough: micro_batches=2 halves what a step needs of it.")
+        if self.checkpoint is None:
+            words.append("Pass checkpoint= to save a run; the learner holds the parameters before this step.")
+        elif self.steps > self.saved_steps:
+            words.append(self.kept(self.checkpoint))
+        else:
+            words.append(f"The last checkpoint is {self.checkpoint if self.saved else 'none yet'}.")
+        add_note(error, " ".join(words))
 
     @property
     def is_inside_an_epoch(self) -> bool:
@@ -304,11 +363,11 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Saves the run as it was at the last step boundary."""
-        if self.measured is None or self.pairs is None:
+        if self.measured is None:
             own: dict[str, Any] = {"inside": None, "random": self.numbers.state()}
         else:
-            measured = self.measured.state_dict()
-            own = {"inside": {"stage": self.stage, "place": self.pairs.place, "measured": measured}}
+            place = self.place if self.pairs is None else self.pairs.place
+            own = {"inside": {"stage": self.stage, "place": place, "measured": self.measured.state_dict()}}
         self.parts().save(path, {"history": vars(self.history), "steps": self.steps}, own)
 
     def restore(self, path: Path) -> None:
@@ -323,12 +382,30 @@ class Run:
                 f"inside an epoch, found one of {len(ranks)} in {path}. Start that many."
             )
         own = ranks[self.maxl.ranks.rank % len(ranks)]
-        parts.restore(content)
+        self.check_own(own, path)
+        parts.restore(content, path)
         self.history.epochs, self.steps = progress["history"]["epochs"], progress["steps"]
         self.inside = own["inside"]
-        self.saved = self.where()
+        self.saved, self.saved_steps = self.where(), self.steps
         if self.inside is None:
             self.numbers.restore(own["random"])
+
+    def check_own(self, own: dict[str, Any], path: Path) -> None:
+        """Raises ValueError unless a rank's part of a checkpoint can be gone on from; changes nothing."""
+        inside, now = own["inside"], self.numbers.state()
+        try:
+            for state in [own["random"]] if inside is None else random_states(inside["place"]):
+                self.numbers.restore(state)
+            if inside is not None:
+                self.measures().load_state_dict(inside["measured"], device_of(self.maxl))
+                self.stages()[inside["stage"]]
+        except Exception as error:
+            raise ValueError(
+                f"`checkpoint` must hold what fit() writes, found in {path} random numbers or measures that are none: "
+                f"{type(error).__name__}: {error}. Name another file, or begin again with resume=False."
+            ) from error
+        finally:
+            self.numbers.restore(now)
 
     def parts(self) -> Checkpoint:
         """What has a state."""

@@ -15,7 +15,8 @@ from .hypergradient import Options, differentiate
 from .inner_pass import Batch, Bilevel, NetworkPass, summary
 from .inner_step import InnerStep
 from .micro_batches import num_samples, split
-from .passes import buffer_copies, cuda_devices, write_buffers
+from .origins import origin
+from .passes import buffer_copies, cuda_devices
 from .reduction import Reduction
 from .sync_norm import meets_in_passes
 from .updates import Updates
@@ -42,7 +43,7 @@ def add_hypergradient(
     scale = updates.loss_scale(bilevel.network)
     with torch.random.fork_rng(cuda_devices(bilevel.network)):
         derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
-    derivatives.check_finite()
+    derivatives.check_finite(partial(origin, bilevel, batch, meta_batch))
     for parameter, grad in derivatives.generator_grads.items():
         parameter.grad = grad if parameter.grad is None else parameter.grad + grad
     return derivatives.result
@@ -60,9 +61,9 @@ def fused_step(
 ) -> StepResult:
     """One training step of the network, and one of the generator by the hypergradient through that very step.
 
-    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, so that a call
-    that raises leaves parameters, buffers and optimizers as they were, unless it is an optimizer's step itself that
-    raises. Arguments as in :func:`add_hypergradient`.
+    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, and what an
+    optimizer's step has changed is put back if it raises or its numbers are not finite: a call that raises leaves
+    parameters, buffers and optimizers as they were. Arguments as in :func:`add_hypergradient`.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite.
@@ -71,11 +72,12 @@ def fused_step(
     inner = InnerStep(optimizer, updates.max_grad_norm)
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
-    skipped = derivatives.check_finite(updates.scaler is not None)
+    skipped = derivatives.check_finite(partial(origin, bilevel, batch, meta_batch), updates.scaler is not None)
     generator_grads = updates.clipped(derivatives.generator_grads)
     moved = _moved_buffers(bilevel, derivatives)
-    updates.take((optimizer, derivatives.network_grads), (generator_optimizer, generator_grads))
-    write_buffers(moved)
+    updates.take(
+        {"network": (optimizer, derivatives.network_grads), "generator": (generator_optimizer, generator_grads)}, moved
+    )
     return derivatives.result._replace(skipped=skipped)
 
 
@@ -142,10 +144,9 @@ def generator_step(
     _meet(bilevel, batch, meta_batch, options, updates, inner.optimizer, generator_optimizer)
     scale = updates.loss_scale(bilevel.network)
     derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
-    skipped = derivatives.check_finite(updates.scaler is not None)
+    skipped = derivatives.check_finite(partial(origin, bilevel, batch, meta_batch), updates.scaler is not None)
     moved = _moved_buffers(bilevel, replace(derivatives, network_buffers={}))
-    updates.take((generator_optimizer, updates.clipped(derivatives.generator_grads)))
-    write_buffers(moved)
+    updates.take({"generator": (generator_optimizer, updates.clipped(derivatives.generator_grads))}, moved)
     return derivatives.result._replace(skipped=skipped)
 
 
@@ -185,8 +186,7 @@ def network_step(
     primary_loss, (auxiliary_loss,) = bilevel.ranks.sums(result.primary_loss, result.auxiliary_loss)
     result = result._replace(primary_loss=primary_loss, auxiliary_loss=auxiliary_loss)
     derivatives = Derivatives(result, updates.clipped(grads), {}, buffers, {}, num_samples(batch) / total_samples)
-    skipped = derivatives.check_finite(updates.scaler is not None)
+    skipped = derivatives.check_finite(partial(origin, bilevel, batch), updates.scaler is not None)
     moved = _moved_buffers(bilevel, derivatives)
-    updates.take((optimizer, derivatives.network_grads))
-    write_buffers(moved)
+    updates.take({"network": (optimizer, derivatives.network_grads)}, moved)
     return result._replace(skipped=skipped)

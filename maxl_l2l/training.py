@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from numbers import Integral
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader
 from .checks import check_choice, check_count, check_is_optimizer, check_kind, check_number
 from .clock import Clock
+from .concurrency import only_run
 from .history import History
 from .loggers import Loggers
 from .metrics import Metrics
@@ -168,14 +171,27 @@ def fit(
     )
     run.history.settings = joined_settings(_settings(run, seed), settings)
     isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))
-    with isolated:
+    with only_run(), isolated, ExitStack() as held:
         if seed is not None:
             torch.manual_seed(int(seed))
-        run.start(epochs, resume)
+        run.start(epochs, resume, held)
         run.train(epochs, wanted)
-    if run.is_inside_an_epoch and checkpoint is None:
+    if run.signal:
+        _end(run)
+    elif run.is_inside_an_epoch and checkpoint is None:
         _warn_of_what_is_lost(run.history)
     return run.history
+
+
+def _end(run: Run) -> None:
+    """Tells what a signal has left, and does what it would have done."""
+    if run.maxl.ranks.rank == 0:
+        kept = "There is no checkpoint to go on from: pass checkpoint= the next time."
+        if run.checkpoint is not None:
+            kept = f"The run is saved in {run.checkpoint}: go on with resume=True."
+        where = f"after step {run.steps} (epoch {len(run.history) + run.is_inside_an_epoch})"
+        print(f"fit: stopped by {Signals(run.signal).name} {where}. {kept}", file=sys.stderr)
+    run.interrupts.deliver(run.signal)
 
 
 def _warn_of_what_is_lost(history: History) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from .derivatives import ADVICE
+from .errors import NonFiniteError
 from .inner_step import clip_by_norm
+from .passes import clones, copy_all, magnitude, non_finite, write_buffers
 
 Grads = Mapping[Tensor, Tensor]
+Steps = Mapping[str, tuple[Optimizer, Grads]]
+"""Of each network, by ``"network"`` or ``"generator"``: its optimizer and its gradients."""
+MovedBuffers = Sequence[tuple[nn.Module, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,33 @@ class Updates:
         clipped = clip_by_norm(list(grads.values()), self.max_grad_norm)
         return {parameter: grad for parameter, grad in zip(grads, clipped) if grad is not None}
 
-    def take(self, *steps: tuple[Optimizer, Grads]) -> None:
-        """Sets gradients and lets each optimizer step; a scaler skips one whose gradient overflowed."""
+    def take(self, steps: Steps, moved: MovedBuffers) -> None:
+        """Sets gradients, lets each optimizer step and writes buffers: all of it, or nothing if anything goes wrong.
+
+        A scaler skips the step of an optimizer whose gradient overflowed.
+
+        Args:
+            steps: Of each network, its optimizer and gradients.
+            moved: Modules and their buffers, by name.
+
+        Raises:
+            NonFiniteError: Parameters, the state of an optimizer or buffers would become NaN or infinite.
+        """
+        undo = Undo([optimizer for optimizer, _ in steps.values()])
+        scale = None if self.scaler is None else self.scaler.get_scale()
+        try:
+            self._step(steps)
+            undo.check_finite(steps, moved)
+        except BaseException:
+            undo.restore()
+            if self.scaler is not None and scale is not None:
+                self.scaler.update(scale)  # it forgets that it has stepped
+            raise
+        write_buffers(moved)
+
+    def _step(self, steps: Steps) -> None:
         stepped = False
-        for optimizer, grads in steps:
+        for optimizer, grads in steps.values():
             optimizer.zero_grad()
             for parameter, grad in grads.items():
                 parameter.grad = grad if self.scaler is None else self.scaler.scale(grad)
@@ -55,3 +86,69 @@ class Updates:
             self.scaler.update()
         # Inside a region of autocast the casted weights are kept until it ends; they are stale now.
         torch.clear_autocast_cache()
+
+
+class Undo:
+    """Parameters, their gradients and the states of optimizers at one moment, to be put back.
+
+    Args:
+        optimizers: Of which; nothing else may change.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self.states = [(optimizer, _entries(optimizer)) for optimizer in optimizers]
+        held = [p for optimizer, _ in self.states for group in optimizer.param_groups for p in group["params"]]
+        self.grads = [(parameter, parameter.grad) for parameter in held]
+        state = [value for _, entries in self.states for own in entries.values() for value in own.values()]
+        self.tensors = {id(tensor): tensor for tensor in (*held, *state) if isinstance(tensor, Tensor)}
+        self.values = clones({number: tensor.detach() for number, tensor in self.tensors.items()})
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for optimizer, entries in self.states:
+            optimizer.state.clear()
+            optimizer.state.update((parameter, dict(own)) for parameter, own in entries.items())
+        for parameter, grad in self.grads:
+            parameter.grad = grad
+        copy_all((tensor.detach(), self.values[number]) for number, tensor in self.tensors.items())
+
+    def check_finite(self, steps: Steps, moved: MovedBuffers) -> None:
+        """Raises NonFiniteError if what steps and passes have moved is NaN or infinite now and was not before."""
+        found: list[tuple[str, Tensor, Tensor | None]] = []
+        for kind, (optimizer, grads) in steps.items():
+            states = [value for parameter in grads for value in optimizer.state.get(parameter, {}).values()]
+            found += [(f"{kind} parameters", parameter, self.values[id(parameter)]) for parameter in grads]
+            found += [(f"state of the {kind}'s optimizer", own, self.values.get(id(own))) for own in _large(states)]
+        for module, values in moved:
+            former = dict(module.named_buffers())
+            found += [("buffers", value, former.get(name)) for name, value in values.items() if _large([value])]
+        if _are_finite([now for _, now, _ in found]):
+            return
+        for term, now, before in found:
+            if not bool(now.isfinite().all()) and (before is None or bool(before.isfinite().all())):
+                value = float(now.detach()[~now.isfinite()][0])
+                raise NonFiniteError(
+                    term,
+                    f"the {term} would become {value}; no parameter was updated with it. {ADVICE}",
+                )
+
+
+def _entries(optimizer: Optimizer) -> dict[Any, dict[str, Any]]:
+    """The entries of an optimizer's state; tensors among them are the optimizer's own."""
+    return {
+        parameter: {name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in own.items()}
+        for parameter, own in optimizer.state.items()
+    }
+
+
+def _large(values: Iterable[Any]) -> list[Tensor]:
+    """Those that are tensors of real numbers; not single ones, as counts of steps are, which may be elsewhere."""
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0]
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all entries are finite, or at least their sum is; one synchronisation with each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        by_device.setdefault(tensor.device, []).append(tensor.detach())
+    return not any(non_finite({"sum": magnitude(own)}) for own in by_device.values())

@@ -160,6 +160,11 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def visible(folder):
+    """What one sees in a folder."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
 def stopped_after(count, kind, schedule, path):
     """The same program, stopped by its time limit after so many batches, and started again."""
     part = trained(kind, schedule, checkpoint=path, time_limit=count + 1.5)
@@ -219,7 +224,7 @@ def test_checkpoint_inside_an_epoch_loads_as_plain_tensors(minutes, tmp_path):
     trained("cycled", checkpoint=tmp_path / "run.pt", time_limit=3.5)
     content = torch.load(tmp_path / "run.pt", weights_only=True)
     assert content["progress"]["steps"] == content["ranks"][0]["inside"]["place"]["done"] == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+    assert visible(tmp_path) == ["run.pt", "run.pt.previous"]
 
 
 def test_longer_run_may_go_on_from_inside_a_shorter_one(minutes, tmp_path):
@@ -495,7 +500,7 @@ def test_full_disk_names_checkpoint_cause_and_what_is_left_and_loses_nothing(wid
         fit(maxl, loader, 3, seed=0, progress=False, checkpoint=path)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.__cause__ is not None
-    assert list(tmp_path.iterdir()) == []
+    assert visible(tmp_path) == []
 
     whole, maxl = learner(width), learner(width)
     fit(whole, loader, 3, seed=0, progress=False)
@@ -503,7 +508,7 @@ def test_full_disk_names_checkpoint_cause_and_what_is_left_and_loses_nothing(wid
     message += "The former checkpoint, of epoch 1, is intact: make room and go on with resume=True; the learner holds"
     with pytest.raises(OSError, match=message):
         fit(maxl, loader, 3, seed=0, progress=False, checkpoint=path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert visible(tmp_path) == ["run.pt"]
     assert saved_steps(path) == 3
     two = learner(width)
     fit(two, loader, 2, seed=0, progress=False)
@@ -532,7 +537,7 @@ def test_full_disk_does_not_hide_a_loss_that_is_not_finite(full_disk, tmp_path):
     )
     with pytest.raises(NonFiniteError, match=message):
         fit(learner(), batches, 1, progress=False, checkpoint=tmp_path / "run.pt")
-    assert list(tmp_path.iterdir()) == []
+    assert visible(tmp_path) == []
 
 
 def test_folder_that_is_a_file_is_named(tmp_path):

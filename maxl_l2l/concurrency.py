@@ -1,0 +1,31 @@
+"""Concurrency: what threads of one process must not do at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+COMPUTING = threading.RLock()
+"""Held while derivatives are computed. Random numbers that are drawn again, levels of forward-mode derivatives, kernels
+that are chosen and modules whose tensors are swapped are the process's: two threads would get each other's."""
+_RUNNING = threading.Lock()
+
+
+@contextlib.contextmanager
+def only_run() -> Iterator[None]:
+    """Surrounds a run.
+
+    Raises:
+        RuntimeError: There is one in this process already: both would draw from the same random numbers, so that
+            neither could be repeated or resumed.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise RuntimeError(
+            "`fit` must be the only one at work in a process, as runs share its random numbers, found another one that "
+            "has not returned. Start a process for each run, or train with maxl.step() in threads."
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()

@@ -1,0 +1,55 @@
+"""Origins: where a loss or gradient that is not finite comes from, if parameters or data were not finite before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .checks import some
+from .derivatives import Origin
+from .inner_pass import Batch, Bilevel
+from .snapshots import tensors_of
+
+
+def origin(bilevel: Bilevel, batch: Batch, meta_batch: Batch | None = None) -> Origin | None:
+    """Returns what was NaN or infinite before a step was computed; None if nothing was."""
+    networks = {"network": bilevel.network, "generator": bilevel.generator}
+    for kind, network in networks.items():
+        wrong = [name for name, parameter in network.named_parameters() if not _is_finite(parameter)]
+        if wrong:
+            return Origin(
+                f"{kind} parameters",
+                f"the {kind}'s parameters {some(wrong)} are NaN or infinite",
+                "Go back to a state in which they were not: a checkpoint, say.",
+            )
+    named = [("x", batch[0]), ("y", batch[1])]
+    if meta_batch is not None and meta_batch[0] is not batch[0]:
+        named += [("meta_batch[0]", meta_batch[0]), ("meta_batch[1]", meta_batch[1])]
+    for name, data in named:
+        for tensor in tensors_of(data):
+            # A mask in a mapping may well be infinite.
+            if not _is_finite(tensor) and (isinstance(data, Tensor) or bool(tensor.isnan().any())):
+                return Origin("input", f"the input {name} is {_where(tensor)}", "Check the data.")
+    for kind, network in networks.items():
+        wrong = [name for name, buffer in network.named_buffers() if bool(buffer.isnan().any())]
+        if wrong:
+            return Origin(
+                f"{kind} buffers", f"the {kind}'s buffers {some(wrong)} are NaN", "Go back to a state without."
+            )
+    return None
+
+
+def _is_finite(tensor: Any) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.detach().isfinite().all())
+
+
+def _where(tensor: Tensor) -> str:
+    """How many entries are not finite, and in which sample the first one is."""
+    wrong = ~tensor.detach().isfinite()
+    kind = "NaN" if bool(tensor.isnan().any()) else "infinite"
+    if tensor.dim() == 0:
+        return kind
+    samples = wrong.flatten(1).any(dim=1) if tensor.dim() > 1 else wrong
+    first = int(samples.nonzero()[0])
+    return f"{kind} in {int(samples.sum())} of {len(samples)} samples, first in number {first}"
