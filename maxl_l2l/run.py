@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -231,6 +232,26 @@ class Run:
             patience = self.metrics.patience if self.source.learns_from_meta_gradient else None
             warn_of_collapse(self.history.epochs, self.hierarchy, patience, stacklevel=4)
 
+    def warn_of_numbers(self, record: dict[str, Any], steps: int) -> None:
+        """Warns of an epoch in which nothing was learned, or of a test loss that is not finite."""
+        number, scaler = record["epoch"], self.options.get("scaler")
+        loss = record.get("test_loss", 0.0)
+        if not math.isfinite(loss):
+            warnings.warn(
+                f"`test_loader` gave a loss of {loss} after epoch {number}. Check its data, and what the model does in "
+                "evaluation mode alone.",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+        if scaler is not None and record["skipped"] == steps:
+            warnings.warn(
+                f"`scaler` skipped all {record['skipped']} steps of epoch {number}, its scale is {scaler.get_scale()} "
+                "now. If that goes on, gradients are not finite whatever the scale: use bfloat16, or look for what "
+                "overflows.",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+
     def batches(self, pairs: Pairs, place: dict[str, Any] | None) -> Iterator[tuple[Any, Any]]:
         """Yields batches and meta batches on the learner's device."""
         device = device_of(self.maxl)
@@ -267,6 +288,8 @@ class Run:
             batches = self.test_loader if self.maxl.ranks.size > 1 else self.interrupts.watched(self.test_loader)
             found = evaluate(self.maxl, batches)
             record |= {f"test_{name}": value for name, value in found.items()}
+        if self.maxl.ranks.rank == 0:
+            self.warn_of_numbers(record, measured.steps)
         with warnings.catch_warnings():
             # The optimizer's steps may have been taken by the run that this one goes on from.
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
