@@ -478,7 +478,15 @@ class AuxiliaryLabelGenerator(Learner):
 
     def _outputs(self, x: Any, network: Callable[[Any], tuple[Tensor, Tensor]] | None) -> tuple[Tensor, Tensor]:
         with COMPUTING, sdpa_kernel(SDPBackend.MATH):  # adapt() differentiates twice, which fused attention can't be
-            return (network or self.network)(x)
+            found = (network or self.network)(x)
+        if network is not None and not (
+            isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(one, Tensor) for one in found)
+        ):
+            words = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(
+                f"`network` must return (primary, auxiliary) outputs, found {words}. Pass a clone of maxl.network."
+            )
+        return found[0], found[1]
 
     def _shared(self) -> tuple[object, ...]:
         return (*super()._shared(), self.objective)

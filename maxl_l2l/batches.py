@@ -34,13 +34,16 @@ def set_epoch(loader: Any, epoch: int) -> None:
         tell(epoch)
 
 
-def moved(batch: Any, device: torch.device) -> tuple[Any, ...]:
-    """Returns a batch ``(x, y)`` or ``(x, y, label)`` on a device; raises TypeError if it is something else."""
+def moved(batch: Any, device: torch.device, argument: str = "loader") -> tuple[Any, ...]:
+    """Returns a batch ``(x, y)`` or ``(x, y, label)`` on a device; raises TypeError if it is something else.
+
+    The argument is the name of the loader that it comes from, for the message.
+    """
     is_sequence = isinstance(batch, (tuple, list))
     if not is_sequence or len(batch) < 2:
         found = f"a {type(batch).__name__} of {len(batch)}" if is_sequence else type(batch).__name__
         raise TypeError(
-            f"`loader` must yield batches (x, y) or (x, y, label), found {found}. "
+            f"`{argument}` must yield batches (x, y) or (x, y, label), found {found}. "
             "Give DataLoader a dataset of such tuples; y are the classes."
         )
     return tuple(_on(device, part) for part in batch)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -20,6 +21,8 @@ def check_batch(x: Any, y: Any, names: tuple[str, str]) -> None:
             if isinstance(value, Tensor) and value.dim() > 0:
                 check_batch(value, y, (f"{names[0]}[{key!r}]", names[1]))
         return
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"`{names[0]}` must be a tensor, found a NumPy array. Use torch.as_tensor.")
     if not isinstance(x, Tensor):
         return
     if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .algorithm import AuxiliaryLabelGenerator
-from .batches import moved
+from .batches import check_loader, moved
 from .calls import logits_of
 from .checks import check_kind
 from .measures import Means, accuracy
@@ -32,6 +32,12 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
         ValueError: loader is empty.
     """
     check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Pass the learner, MAXL(model, psi).")
+    check_loader(loader, "loader", required=True)
+    return evaluated(maxl, loader, "loader")
+
+
+def evaluated(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any], argument: str) -> dict[str, float]:
+    """Evaluates as :func:`evaluate` does; argument is the name of the loader, for messages."""
     modes = {module: module.training for module in maxl.modules()}
     device = device_of(maxl)
     totals = Means()
@@ -39,7 +45,7 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
     try:
         with torch.no_grad(), maxl.ranks.call("evaluate"):
             for batch in loader:
-                x, y = moved(batch, device)[:2]
+                x, y = moved(batch, device, argument)[:2]
                 maxl.check_batch(x, y)
                 outputs = logits_of(maxl(x))
                 totals.add("loss", maxl.objective.primary(outputs, y), len(y))
@@ -51,7 +57,10 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
     totals.join(maxl.ranks)
     found = totals.values()
     if not found:
-        raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
+        raise ValueError(
+            f"`{argument}` must yield at least one batch, found none. Check the dataset behind it; an iterator that is "
+            "used up is not a loader."
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -169,7 +169,7 @@ def check_indices(labels: Any, num_classes: int, argument: str, kind: str) -> No
 
 def _checked_sizes(psi: Any) -> tuple[int, ...]:
     try:
-        entries = None if isinstance(psi, (str, bytes)) else list(psi)
+        entries = None if isinstance(psi, (str, bytes, Mapping, Set)) else list(psi)
     except TypeError:
         entries = None
     if entries is None:

@@ -50,6 +50,21 @@ class History:
 
     @classmethod
     def load(cls, path: str | Path) -> History:
-        """Reads a history written by :meth:`save`."""
-        content = json.loads(Path(path).read_text())
-        return cls(content["settings"], content["epochs"])
+        """Reads a history written by :meth:`save`.
+
+        Raises:
+            OSError: The file can't be read.
+            ValueError: It is no history.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            settings, epochs = content["settings"], content["epochs"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise _no_history(path) from error
+        if not isinstance(settings, dict) or not isinstance(epochs, list):
+            raise _no_history(path)
+        return cls(settings, epochs)
+
+
+def _no_history(path: str | Path) -> ValueError:
+    return ValueError(f"`path` must be a file that History.save wrote, found {path}, which is none. Name another file.")

@@ -111,6 +111,7 @@ class Learner(nn.Module):
             allow_nograd: Whether the model may have frozen parameters; as in this learner if None.
 
         Raises:
+            TypeError, ValueError: The loss is no scalar with a graph that reaches this learner.
             RuntimeError: Parameters are frozen or unused without leave; they are named.
         """
         if first_order and not self.first_order:
@@ -118,6 +119,7 @@ class Learner(nn.Module):
         first_order = self.first_order if first_order is None else first_order
         allow_unused = self.allow_unused if allow_unused is None else allow_unused
         allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
+        _check_loss(loss)
         parameters = dict(self.network.named_parameters())
         own = {f"module.{name}" for name, _ in self.module.named_parameters()}
         trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
@@ -131,6 +133,11 @@ class Learner(nn.Module):
             allow_unused=True,
         )
         grads = {name: grad for name, grad in zip(trainable, found) if grad is not None}
+        if not grads:
+            raise ValueError(
+                "`loss` must depend on this learner's parameters, found none that it reaches. "
+                "Compute it with this learner: learner.loss(x, y), anew for each step."
+            )
         if not allow_unused:
             refuse((own & trainable.keys()) - grads.keys(), "enter `loss`", "unused", "allow_unused=True")
         replace_parameters(self.network, {parameters[n]: parameters[n] - self.lr * grad for n, grad in grads.items()})
@@ -138,6 +145,20 @@ class Learner(nn.Module):
     def _shared(self) -> tuple[object, ...]:
         """What clones refer to instead of copying it."""
         return (self.generator,)
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"`loss` must be a scalar tensor, found {loss!r} ({type(loss).__name__}). Pass learner.loss(x, y), without "
+            "item()."
+        )
+    if loss.numel() != 1 or not loss.requires_grad:
+        found = f"shape {list(loss.shape)}" if loss.numel() != 1 else "one without a graph"
+        raise ValueError(
+            f"`loss` must be a scalar with a graph, found {found}. Pass learner.loss(x, y), without detach() and where "
+            "gradients are enabled."
+        )
 
 
 def _warn_first_order(stacklevel: int = 3) -> None:

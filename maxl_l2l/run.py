@@ -20,7 +20,7 @@ from .checkpoints import Checkpoint, unwritten
 from .clock import Clock
 from .derivatives import StepResult
 from .errors import NonFiniteError, add_note, is_out_of_memory
-from .evaluation import device_of, evaluate
+from .evaluation import device_of, evaluated
 from .files import sole_writer, try_folder
 from .history import History
 from .interrupts import Interrupts
@@ -264,7 +264,10 @@ class Run:
                 pair = pairs.next()
                 if pair is not None:
                     batch, meta_batch = pair
-                    pair = moved(batch, device), None if meta_batch is None else moved(meta_batch, device)[:2]
+                    pair = (
+                        moved(batch, device),
+                        None if meta_batch is None else moved(meta_batch, device, "meta_loader")[:2],
+                    )
             if pair is None:
                 break
             yield pair
@@ -286,7 +289,7 @@ class Run:
         if self.test_loader is not None:
             # Ranks meet at the end of it alone, so that none of several can leave it.
             batches = self.test_loader if self.maxl.ranks.size > 1 else self.interrupts.watched(self.test_loader)
-            found = evaluate(self.maxl, batches)
+            found = evaluated(self.maxl, batches, "test_loader")
             record |= {f"test_{name}": value for name, value in found.items()}
         if self.maxl.ranks.rank == 0:
             self.warn_of_numbers(record, measured.steps)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch.amp import GradScaler
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader
-from .checks import check_choice, check_count, check_is_optimizer, check_kind, check_number
+from .checks import check_choice, check_count, check_is_optimizer, check_kind, check_number, check_optimizer
 from .clock import Clock
 from .concurrency import only_run
 from .history import History
@@ -147,18 +148,24 @@ def fit(
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
     if source is not None:
         check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
+    check_count(micro_batches, "micro_batches", "Use 1 to pass the whole batch at once.")
     _check_optimizers_and_seed(optimizer, generator_optimizer, seed)
     _check_loaders(loader, meta_loader, test_loader)
     _check_times(checkpoint, resume, checkpoint_minutes, time_limit)
     wanted = progress_wanted(progress)
+    optimizer = optimizer or SGD(maxl.network.parameters(), lr=maxl.lr)
+    generator_optimizer = generator_optimizer or SGD(maxl.generator.parameters(), lr=1e-3, weight_decay=5e-4)
+    check_optimizer(optimizer, "optimizer", maxl.network, "network", maxl.generator)
+    if source is None or source.trains_generator:
+        check_optimizer(generator_optimizer, "generator_optimizer", maxl.generator, "generator", maxl.network)
     run = Run(
         maxl,
         loader,
         meta_loader,
         test_loader,
-        optimizer or SGD(maxl.network.parameters(), lr=maxl.lr),
-        generator_optimizer or SGD(maxl.generator.parameters(), lr=1e-3, weight_decay=5e-4),
-        _checked_schedulers(schedulers),
+        optimizer,
+        generator_optimizer,
+        _checked_schedulers(schedulers, optimizer, generator_optimizer),
         source or GeneratedLabels(),
         schedule,
         meta_every,
@@ -223,11 +230,17 @@ def _check_optimizers_and_seed(optimizer: Any, generator_optimizer: Any, seed: A
         check_is_optimizer(optimizer, "optimizer", "network")
     if generator_optimizer is not None:
         check_is_optimizer(generator_optimizer, "generator_optimizer", "generator")
-    if seed is not None and not isinstance(seed, Integral):
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
         raise TypeError(f"`seed` must be an integer, found {seed!r}. Train once for each of several seeds.")
+    if seed is not None and not 0 <= int(seed) < 2**64:
+        raise ValueError(f"`seed` must be an integer in 0..2**64 - 1, found {seed}. Take a smaller one.")
 
 
 def _check_loaders(loader: Any, meta_loader: Any, test_loader: Any) -> None:
+    if isinstance(meta_loader, str) and meta_loader != NEXT:
+        raise ValueError(
+            f"`meta_loader` must yield batches (x, y) or be {NEXT!r}, found {meta_loader!r}. Pass a DataLoader."
+        )
     for name, data in (("loader", loader), ("meta_loader", meta_loader), ("test_loader", test_loader)):
         if not (name == "meta_loader" and isinstance(data, str) and data == NEXT):
             check_loader(data, name, required=name == "loader")
@@ -236,6 +249,10 @@ def _check_loaders(loader: Any, meta_loader: Any, test_loader: Any) -> None:
 def _check_times(
     checkpoint: str | Path | None, resume: bool, checkpoint_minutes: float | None, time_limit: float | None
 ) -> None:
+    if not isinstance(resume, bool):
+        raise TypeError(f"`resume` must be True or False, found {resume!r}. Name the file as checkpoint=.")
+    if checkpoint is not None:
+        _check_path(checkpoint)
     if resume and checkpoint is None:
         raise ValueError("`resume` needs `checkpoint`, found None. Name the file to go on from.")
     if checkpoint_minutes is not None and checkpoint is None:
@@ -245,12 +262,43 @@ def _check_times(
             check_number(minutes, name, "It is in minutes.", positive=True)
 
 
-def _checked_schedulers(schedulers: Any) -> list[LRScheduler]:
+def _check_path(checkpoint: Any) -> None:
+    if not isinstance(checkpoint, (str, PathLike)):
+        raise TypeError(
+            f"`checkpoint` must be the path of a file, found {checkpoint!r} ({type(checkpoint).__name__}). "
+            "Write checkpoint='run.pt'."
+        )
+    path = Path(checkpoint)
+    if not path.name or path.is_dir():
+        raise ValueError(
+            f"`checkpoint` must be a file, found the folder {path}. Name one in it: checkpoint='{path / 'run.pt'}'."
+        )
+
+
+def _checked_schedulers(schedulers: Any, *optimizers: Optimizer) -> list[LRScheduler]:
     if not isinstance(schedulers, Iterable) or isinstance(schedulers, (str, bytes)):
         raise TypeError(
             f"`schedulers` must be a list, found {type(schedulers).__name__}. Write schedulers=[scheduler]."
         )
-    return list(schedulers)
+    found = list(schedulers)
+    for position, scheduler in enumerate(found):
+        if not isinstance(scheduler, LRScheduler):
+            words = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else type(scheduler).__name__
+            raise TypeError(
+                f"`schedulers` must hold learning-rate schedulers, found {words} at position {position}. "
+                "Write schedulers=[torch.optim.lr_scheduler.StepLR(optimizer, 10)]."
+            )
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise TypeError(
+                f"`schedulers` must step without a metric, found ReduceLROnPlateau at position {position}. "
+                "Use one that counts epochs, or LightningMAXL, which watches a metric."
+            )
+        if not any(scheduler.optimizer is optimizer for optimizer in optimizers):
+            raise ValueError(
+                f"`schedulers` must be of `optimizer` or `generator_optimizer`, found a {type(scheduler).__name__} of "
+                f"another one at position {position}. Pass the optimizer that it was made with."
+            )
+    return found
 
 
 def _given(**options: Any) -> dict[str, Any]:
