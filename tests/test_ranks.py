@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -921,6 +922,50 @@ def test_place_inside_an_epoch_is_of_as_many_processes(pool, tmp_path):
     maxl = MAXL(nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)), PSI).double()
     with pytest.raises(ValueError, match=r"as many processes as there are, 1, if .* found one of 2 in .*stopped"):
         fit(maxl, [batches("mlp", 0)], 3, progress=False, checkpoint=tmp_path / "run.pt.stopped", resume=True)
+
+
+def signalled(rank, folder, number):
+    """A run of 4 epochs of which rank 1 alone gets a signal, with a batch of the second one; then what is left."""
+
+    class Data(TensorDataset):
+        def __getitem__(self, index):
+            if rank == 1 and index == 9 and epochs_left:
+                epochs_left.pop()
+                if not epochs_left:
+                    os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    x, y = batches("mlp", 0)
+    data = Data(torch.cat([x, 2 * x, x[:2]]), torch.cat([y, y, y[:2]]))
+    loader = DataLoader(data, batch_size=4, sampler=DistributedSampler(data, 2, rank, shuffle=False))
+
+    def run(path):
+        torch.manual_seed(0)
+        maxl = mlp().double()
+        maxl.distribute()
+        options = {"test_loader": [part(rank, *batches("mlp", 3))], "checkpoint": path, "resume": True}
+        history = fit(maxl, loader, 4, **options, progress=False)
+        return [{k: v for k, v in record.items() if k != "seconds"} for record in history.epochs], state(maxl)
+
+    epochs_left = []
+    whole = run(f"{folder}/whole.pt")
+    epochs_left += [1, 2]
+    try:
+        run(f"{folder}/run.pt")
+    except (KeyboardInterrupt, SystemExit) as error:
+        ended = f"{type(error).__name__} {error}"
+    steps = torch.load(f"{folder}/run.pt", weights_only=True)["progress"]["steps"]
+    torch.testing.assert_close(run(f"{folder}/run.pt"), whole, rtol=0, atol=0)
+    return ended, steps
+
+
+@pytest.mark.parametrize(
+    ("number", "ended"), [(signal.SIGTERM, "SystemExit 143"), (signal.SIGINT, "KeyboardInterrupt ")]
+)
+def test_signal_to_one_rank_ends_all_after_the_same_step(pool, tmp_path, number, ended):
+    (first, steps), (second, _) = pool.run(signalled, tmp_path, number)
+    assert first == second == ended
+    assert 3 < steps < 6  # inside the second epoch
 
 
 def full_disk(rank, path):
