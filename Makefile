@@ -9,7 +9,7 @@ BENCH ?= --growth
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs bench test lint package clean
+.PHONY: help demo docs bench faults test lint package clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ docs: $(VENV)/docs.stamp ## Build the documentation site into build/site; it sto
 
 bench: $(VENV)/bench.stamp ## Measure one iteration beside other ways to write it; BENCH=--quick takes two minutes
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+faults: $(VENV)/test.stamp ## Try to break it: kills, broken files, random cases, mutants, bad calls, long runs
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 test: lint ## Run the linters, the type checker and the tests with branch coverage
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile

@@ -20,7 +20,7 @@ from examples.cifar100 import summarize
 from examples.cifar100.markdown import markdown
 from maxl_l2l.files import replace_file
 
-from . import epoch, overhead, ranks, report
+from . import epoch, faults, overhead, ranks, report
 from .growth import CURVES
 from .libraries import CONTENDERS
 
@@ -135,6 +135,10 @@ def ranks_tables(content: dict[str, Any]) -> Tables:
         yield f"{part['network']}, {part['batch']} images in the whole batch:", ranks.table(part["rows"])
 
 
+def faults_tables(content: dict[str, Any]) -> Tables:
+    yield "By chance or on purpose:", faults.table(content)
+
+
 def epoch_tables(content: dict[str, Any]) -> Tables:
     settings = content["settings"]
     caption = f"{settings['network']}, width {settings['width']}, batch {settings['batch']}, {settings['precision']}:"
@@ -224,6 +228,13 @@ KINDS = (
         "benchmarks/results/*.json",
         overhead_tables,
         lambda content: "metrics" in content,
+    ),
+    Kind(
+        "Faults",
+        "What was tried to break this package, `make faults`; see [long runs](long_runs.md#what-was-tried).",
+        "benchmarks/results/*.json",
+        faults_tables,
+        lambda content: "kills" in content,
     ),
 )
 

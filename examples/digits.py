@@ -43,6 +43,7 @@ from maxl_l2l import (
     fit,
     report,
 )
+from maxl_l2l.files import replace_file
 from maxl_l2l.kmeans import KMeansLabels
 
 PSI = [5, 5]
@@ -102,29 +103,33 @@ def split(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], digits[train], images[test], digits[test]
 
 
-def train(job: tuple[str, int, int, float, float]) -> dict[str, Any]:
+def train(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     """Trains one classifier with one label source; returns what the table, the figure and the report need."""
-    name, seed, epochs, lr, gamma = job
+    name, seed, chosen = job
     torch.set_num_threads(1)
     x, digits, test_x, test_digits = split(seed)
     y, test_y = (digits >= 5).long(), (test_digits >= 5).long()
     source = sources(seed, digits)[name]
     torch.manual_seed(seed)
-    maxl = MAXL(classifier(), PSI, gamma=gamma)
+    maxl = MAXL(classifier(), PSI, gamma=chosen.gamma)
     dataset = source.label(TensorDataset(x, y, digits), PSI)
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(dataset, batch_size=SETTINGS["batch_size"], shuffle=True, generator=order)
     history = fit(
         maxl,
         loader,
-        epochs,
-        optimizer=torch.optim.SGD(maxl.network.parameters(), lr=lr, momentum=SETTINGS["momentum"]),
+        chosen.epochs,
+        optimizer=torch.optim.SGD(maxl.network.parameters(), lr=chosen.lr, momentum=SETTINGS["momentum"]),
         generator_optimizer=torch.optim.Adam(maxl.generator.parameters(), lr=SETTINGS["generator_lr"]),
         source=source,
         test_loader=[(test_x, test_y)],
         seed=seed,
         progress=False,
         metrics=Metrics(patience=None),  # the report tells of labels that say nothing
+        checkpoint=chosen.out / "checkpoints" / f"{name}-{seed}.pt",
+        checkpoint_minutes=1,  # and at the end, which most runs reach sooner
+        resume=chosen.resume,
+        settings={name: SETTINGS[name] for name in ("batch_size", "momentum")},
     )
     run: dict[str, Any] = {"source": name, "seed": seed, "history": history}
     run["seconds"] = sum(len(loader) / speed for speed in history["steps_per_second"])  # without evaluation
@@ -218,10 +223,11 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=2.0, help="of the focal loss; 0 is cross-entropy (default 2)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for digits.json, digits.png, report")
+    parser.add_argument("--resume", action="store_true", help="go on with the checkpoints in that folder")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    jobs = [(name, seed, arguments.epochs, arguments.lr, arguments.gamma) for seed in seeds for name in TITLES]
+    jobs = [(name, seed, arguments) for seed in seeds for name in TITLES]
     started = time.perf_counter()
     # Spawned, not forked: torch's threads do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
@@ -249,7 +255,8 @@ def main() -> None:
         "maxl_over_entropy": meta_gradient_gain(runs),
         "runs": runs,
     }
-    (arguments.out / "digits.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1) + "\n"
+    replace_file(arguments.out / "digits.json", lambda file: file.write(text.encode()))
     draw(rows, runs, TITLES, split(seeds[0])[2].squeeze(1).numpy(), labels[first_maxl], arguments.out / "digits.png")
     print(f"\nIs the digit below five? {SETTINGS['train_images']} training images, {len(seeds)} seeds, mean ± SE:\n")
     print(table(rows))

@@ -32,6 +32,7 @@ from torch.utils.data import TensorDataset
 
 from maxl_l2l import MAXL
 from maxl_l2l.extras import missing
+from maxl_l2l.files import replace_file
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what learn2learn imports
@@ -193,8 +194,8 @@ def main() -> None:
         "rows": rows,
         "runs": runs,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1) + "\n"
+    replace_file(arguments.out, lambda file: file.write(text.encode()))
     print(table(rows))
     print(f"\n{len(seeds)} seeds, mean ± standard error; written: {arguments.out}")
 

@@ -45,6 +45,7 @@ from maxl_l2l import (
     entropy_loss,
     fit,
 )
+from maxl_l2l.files import replace_file
 
 NUM_CLASSES, NUM_LABELS = 3, 8  # of the primary task; of those invented for each pixel
 ENTROPY_WEIGHT = 0.2
@@ -271,7 +272,8 @@ def main() -> None:
         "summary": rows,
         "runs": runs,
     }
-    (arguments.out / "segmentation.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1) + "\n"
+    replace_file(arguments.out / "segmentation.json", lambda file: file.write(text.encode()))
     columns = [*shown["Single task"][:3], *shown["Invented labels"][2:]]
     draw(rows, runs, columns, arguments.out / "segmentation.png")
     print(f"\nTest scenes, {arguments.seeds} seeds, mean ± standard error; background counts in the mean IoU:\n")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,20 @@ def test_digits_writes_every_run_as_json(digits):
         assert row["accuracy"] == pytest.approx(sum(accuracies) / 2, abs=1e-4)
     human = next(row for row in result["summary"] if row["source"] == "human")
     assert human["nmi"] == pytest.approx(1)
+
+
+def test_digits_goes_on_with_the_checkpoints_of_runs_that_are_done(digits, tmp_path):
+    folder, _ = digits
+    first = json.loads((folder / "digits.json").read_text())["runs"]
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    for left in tmp_path.glob("checkpoints/*-1.pt"):
+        left.unlink()
+    run_example("digits.py", "--seeds", 2, "--epochs", 2, "--processes", 1, "--out", tmp_path, "--resume")
+    again = json.loads((tmp_path / "digits.json").read_text())["runs"]
+    assert [run | {"seconds": 0} for run in again] == [run | {"seconds": 0} for run in first]
+    assert [run["seconds"] for run in again if run["seed"] == 0] == [
+        run["seconds"] for run in first if run["seed"] == 0
+    ]
 
 
 def test_digits_draws_a_figure(digits):

@@ -119,7 +119,7 @@ OPTIONAL = (
     "transformers",
 )
 CORE = {"filelock", "numpy", "torch"}
-TARGETS = ("demo", "docs", "bench", "test", "lint", "package", "clean", "help")
+TARGETS = ("demo", "docs", "bench", "faults", "test", "lint", "package", "clean", "help")
 
 
 def run(*command: str) -> str:

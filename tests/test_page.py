@@ -23,6 +23,7 @@ SHOWN = {
     "segmentation": ("summary", -1, "gain_over_entropy", 0),
     "cpu-vgg16": ("summary", 1, "ratio", "high"),
     "cpu-vit": ("summary", -1, "method_error"),
+    "cpu-faults": ("calls", "right"),
     "cpu-growth": ("points", -1, "results", -1, "peak_bytes"),
     "cpu-lightning": ("lightning", -1, "rows", -1, "more", "median"),
     "cpu-metrics": ("metrics", -1, "rows", -1, "more", "median"),
