@@ -45,7 +45,7 @@ package: $(VENV)/build.stamp ## Build wheel and sdist, install each into an empt
 	rm -rf $(EMPTY)
 
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/venv.stamp:

@@ -75,6 +75,7 @@ setup(
             "transformers>=5",
             "pytest>=8",
             "pytest-cov>=5",
+            "hypothesis>=6.100",
             "pytest-xdist>=3",
             "mypy>=1.11",
             "types-setuptools",

@@ -297,7 +297,7 @@ def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name().endswith("::Error"):
+        if type(node).name(node).endswith("::Error"):  # a function may have a `name` of its own
             raise RuntimeError(
                 "`method` 'unrolled' needs second derivatives, but a function of the network is marked with "
                 "@once_differentiable. Use method='forward', which needs its jvp(), or method='finite-difference'."

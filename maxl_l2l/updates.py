@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .derivatives import ADVICE
 from .errors import NonFiniteError
 from .inner_step import clip_by_norm
-from .passes import clones, copy_all, magnitude, non_finite, write_buffers
+from .passes import clones, copy_all, non_finite, norm, write_buffers
 
 Grads = Mapping[Tensor, Tensor]
 Steps = Mapping[str, tuple[Optimizer, Grads]]
@@ -147,8 +147,8 @@ def _large(values: Iterable[Any]) -> list[Tensor]:
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all entries are finite, or at least their sum is; one synchronisation with each device."""
+    """Whether the sum of all squares is finite, so that all entries are; one synchronisation with each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor.detach())
-    return not any(non_finite({"sum": magnitude(own)}) for own in by_device.values())
+    return not any(non_finite({"": norm(own)}) for own in by_device.values())

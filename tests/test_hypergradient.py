@@ -859,3 +859,28 @@ def test_clone_and_micro_batches_agree_where_both_heads_are_sequences(dense):
     learner.adapt(learner.loss(x, y))
     learner.meta_loss(x, y).backward()
     assert relative(torch.cat([p.grad.flatten() for p in maxl.generator.parameters()]), expected) <= 1e-9
+
+
+def test_function_that_keeps_a_name_of_its_own_is_differentiated_twice():
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.name = "scale"
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * grad
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return 2 * tangent
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return Scale.apply(x)
+
+    maxl = MAXL(nn.Sequential(nn.Linear(8, 4), Layer(), nn.Linear(4, 2)), [3, 3]).double()
+    x, y = torch.randn(4, 8).double(), torch.tensor([0, 1, 1, 0])
+    unrolled = hypergradient(maxl, x, y, method="unrolled")
+    assert relative(hypergradient(maxl, x, y), unrolled) < 1e-10
