@@ -84,9 +84,10 @@ def fit(
         scaler: See above; its state is part of the checkpoint.
         seed: Seeds torch's random numbers for the run and restores them after it; left alone if None.
         progress: Whether to show a progress bar, which needs tqdm; if it is installed if None.
-        checkpoint: A file to save the run to, replaced as a whole: after each epoch, and when time_limit ends the run.
+        checkpoint: A file to save the run to, replaced as a whole: after each epoch, and when time_limit or a signal
+            ends the run. The one before it stays beside it as ``<name>.previous``. One run at a time writes a file.
         resume: Whether to go on from checkpoint if it exists, inside an epoch too; see below. Its settings must be
-            those of this run; epochs may differ.
+            those of this run; epochs may differ. If not, the run begins anew, and what was there is the previous one.
         checkpoint_minutes: Save when so many minutes have passed since the last time instead, also inside an epoch, and
             at the end.
         time_limit: Minutes from the call on after which this must have returned. It ends after a batch, the first at
@@ -100,9 +101,13 @@ def fit(
             or a list of these. Rank 0 alone logs.
         log_every: Every how many-th step's losses are logged, under ``step/``; epochs are in any case.
 
-    A run that is resumed equals an uninterrupted one to the last digit on the CPU, as far as its data depend on
-    torch's random numbers, data loaders' own and their workers' included: batches that were done are drawn again and
-    dropped. Out of reach are a dataset's own generator, Python's and NumPy's in this process, and workers that persist.
+    A run that is resumed equals an uninterrupted one to the last digit on the CPU: batches that were done are drawn
+    again and dropped. Its random numbers are torch's, Python's and NumPy's, those of generators that loaders, their
+    samplers and datasets hold as attributes, and those of workers. Out of reach are workers that persist.
+
+    SIGINT (Ctrl-C) and SIGTERM: the step is finished and the run saved, then the signal does what it would have done,
+    KeyboardInterrupt or an end with status 143; a handler of your own that returns has fit return. A second one acts at
+    once.
 
     After ``maxl.distribute()`` all ranks call it, each with a loader of its own part, as many batches as the others':
     from a ``torch.utils.data.DistributedSampler``, say, whose epoch is set here. The history is that of all samples on
@@ -126,12 +131,16 @@ def fit(
         :func:`~maxl_l2l.agreement.agreement`. Labels are those that the network was trained with.
 
     Raises:
-        TypeError, ValueError: An argument does not fit.
+        TypeError, ValueError: An argument does not fit; the checkpoint is damaged, no checkpoint, or one of another
+            run or format. Nothing has been changed.
         ImportError: progress is True and tqdm is missing.
         OSError: The checkpoint can't be read, or can't be written: what was there before is intact then.
-        NonFiniteError: A loss or gradient became NaN or infinite. The message names the step, the term and the last
-            checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved too. The
-            error's ``history`` has the epochs until then.
+        BlockingIOError: Another run, still running, writes the checkpoint.
+        RuntimeError: There is another fit at work in this process.
+        NonFiniteError: A loss, gradient or parameter became NaN or infinite. The message names the step, the term and
+            the last checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved
+            too, in ``<name>.stopped``. The error's ``history`` has the epochs until then.
+        Exception: What data or models raise; a note on it says at which step, and where the state before it is saved.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset

@@ -1,0 +1,1024 @@
+"""The mutation check: the core is broken in one small way after another, and the suite must notice each.
+
+A mutant is one change of one file. Each is made in a copy of the repository, where the tests that are expected to
+notice it run; if they pass, the whole core suite runs before the mutant counts as a survivor::
+
+    python tests/faults/mutants.py [--only PART_OF_A_NAME] [--jobs 2]
+
+It prints a line for each mutant and the figures, and fails if one survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_COPIED = (".*", "__pycache__", "*.egg-info", "build", "dist", "out")
+NOT_CORE = (
+    *("benchmarks", "cifar100_data", "cifar100_runs", "comparison", "composed_examples", "cuda"),
+    *("deployment", "docs", "examples", "extras", "faults", "higher", "learn2learn", "lightning", "memory", "mutants"),
+    *("package", "page", "reports", "samples", "segmentation_example", "site", "tutorial"),
+)
+"""Tests of other rooms than the core's, and of this script: these read the files that are broken here."""
+PATIENCE, LEAST_SECONDS = 3, 120.0
+"""How many times longer than sound code a mutant may take, and what it may take in any case; then it hangs."""
+CRASHES = ("NameError", "SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError")
+"""Errors of a mutant that is no program: they say nothing of the tests."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One small way to break the core.
+
+    Attributes:
+        name: What is wrong then, a sentence.
+        file: In ``maxl_l2l``.
+        text: What is replaced; it occurs once in the file.
+        becomes: What stands there then.
+        tests: The files in ``tests`` that are expected to notice, or tests in them, as pytest names them.
+    """
+
+    name: str
+    file: str
+    text: str
+    becomes: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        mutant: Which.
+        killer: The test that failed, or that it hung; None for a survivor.
+        seconds: What it took.
+    """
+
+    mutant: Mutant
+    killer: str | None
+    seconds: float
+
+
+def _mutants(file: str, tests: str, *changes: tuple[str, str, str] | tuple[str, str, str, str]) -> list[Mutant]:
+    """Mutants of one file: name, text, what it becomes, and the tests if they are not those of the file."""
+    return [
+        Mutant(name, file, text, becomes, tuple((own[0] if own else tests).split()))
+        for name, text, becomes, *own in changes
+    ]
+
+
+MUTANTS = [
+    *_mutants(
+        "hierarchy.py",
+        "test_hierarchy.py",
+        (
+            "a block begins where the next one does",
+            "start = sum(self.psi[:primary])",
+            "start = sum(self.psi[: primary + 1])",
+        ),
+        (
+            "the mask marks the sub-classes of all other classes",
+            "return owners == y.unsqueeze(1)",
+            "return owners != y.unsqueeze(1)",
+        ),
+        ("a label may equal the number of classes", "high >= num_classes", "high > num_classes"),
+        (
+            "an auxiliary label may lie in another class's block",
+            "stray = (self.primary_of_auxiliary(y.device)[labels] != y)",
+            "stray = (self.primary_of_auxiliary(y.device)[labels] < 0)",
+        ),
+    ),
+    *_mutants(
+        "losses.py",
+        "test_losses.py",
+        ("the softmax has no mask", ".masked_fill(outside, -torch.inf)", ""),
+        ("logits outside the block are 0, as the paper prints it", "(outside, -torch.inf)", "(outside, 0.0)"),
+        ("the masked softmax runs over the batch", "-torch.inf).softmax(dim=1)", "-torch.inf).softmax(dim=0)"),
+        ("the focal exponent has the wrong sign", ".pow(gamma)", ".pow(-gamma)"),
+        ("the focal exponent is always 2", ".pow(gamma)", ".pow(2)"),
+        ("the focal weight is dropped", "    if gamma == 0:", "    if gamma >= 0:"),
+        (
+            "the focal loss of soft targets has the wrong sign",
+            "return -(target * _focus(",
+            "return (target * _focus(",
+        ),
+        (
+            "the focal weight has no floor at certainty",
+            ".clamp_min(torch.finfo(log_probs.dtype).eps).pow(gamma)",
+            ".pow(gamma)",
+        ),
+        (
+            "the entropy term has the wrong sign",
+            "return (q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum()",
+            "return -(q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum()",
+        ),
+        (
+            "the entropy of a class without mass is NaN",
+            "q.clamp_min(torch.finfo(q.dtype).tiny).log()",
+            "q.log()",
+        ),
+        (
+            "the mean label is a sum",
+            "at_least_float32(probs).transpose(0, 1).flatten(1).mean(dim=1)",
+            "at_least_float32(probs).transpose(0, 1).flatten(1).sum(dim=1)",
+        ),
+        (
+            "logarithms are taken in half precision",
+            "return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values",
+            "return values",
+        ),
+    ),
+    *_mutants(
+        "heads.py",
+        "test_heads.py",
+        (
+            "the first of several layers in a sequence is the head",
+            "    return last_name\n",
+            "    return candidates[0]\n",
+        ),
+        (
+            "layers that are named aux count as heads",
+            'return any(part.startswith("aux") for part in name.split("."))',
+            "return False",
+            "test_backbones.py::test_forward_equals_unrolled[googlenet]",
+        ),
+        (
+            "an auxiliary convolution has no padding",
+            '"stride", "padding", "dilation"',
+            '"stride", "dilation"',
+            "test_networks.py",
+        ),
+        (
+            "features that a head changes in place are not kept",
+            '        if any(getattr(module, "inplace", False) for module in layer.modules()):\n',
+            "        if False:\n",
+            "test_networks.py",
+        ),
+    ),
+    *_mutants(
+        "networks.py",
+        "test_networks.py",
+        (
+            "the features are detached from the auxiliary head",
+            "self._match_positions(self.auxiliary_head(features), own, primary)",
+            "self._match_positions(self.auxiliary_head(features.detach()), own, primary)",
+            "test_algorithm.py test_hypergradient.py",
+        ),
+        (
+            "the hooks stay after a forward pass",
+            "            for hook in hooks:\n                hook.remove()\n            self._passed_on.clear()",
+            "            self._passed_on.clear()",
+        ),
+        (
+            "a sample's weight is left out of its label",
+            "return labels * weight.view(-1, *[1] * (labels.dim() - 1))",
+            "return labels",
+            "test_hypergradient.py",
+        ),
+        (
+            "a sample's weight is detached",
+            "weight = 4 ** score.tanh()",
+            "weight = (4 ** score.tanh()).detach()",
+            "test_hypergradient.py",
+        ),
+        (
+            "the auxiliary logits of a picked position are the mean's",
+            "    if not same.any(dim=1).all():\n",
+            "    if True:\n",
+        ),
+    ),
+    *_mutants(
+        "copies.py",
+        "test_networks.py test_copies.py",
+        (
+            "the generator shares its layers with the model",
+            "        body = copy.deepcopy(model)\n",
+            "        body = copy.copy(model)\n",
+        ),
+        (
+            "the generator begins with the model's values",
+            "        _reset(module)\n",
+            "        pass\n",
+            "test_copies.py",
+        ),
+        (
+            "the generator of a frozen model is frozen",
+            "parameter.requires_grad_(parameter.is_floating_point())",
+            "parameter.requires_grad_(parameter.requires_grad)",
+            "test_networks.py::test_default_generator_of_a_frozen_model_is_trainable",
+        ),
+    ),
+    *_mutants(
+        "cloning.py",
+        "test_cloning.py",
+        (
+            "a clone is detached from its original",
+            "tensor.clone() for tensor in _tensors(module)",
+            "tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in _tensors(module)",
+        ),
+        (
+            "a clone shares its buffers with the original",
+            "for tensor in _tensors(module)}\n    for thing",
+            "for tensor in _tensors(module)} | {id(b): b for b in module.buffers()}\n    for thing",
+        ),
+        ("a clone copies what it is to share", "        memo[id(thing)] = thing\n", ""),
+    ),
+    *_mutants(
+        "learner.py",
+        "test_algorithm.py",
+        ("first_order is ignored", "create_graph=not first_order", "create_graph=True"),
+        ("second derivatives are always dropped", "create_graph=not first_order", "create_graph=False"),
+        ("adapt climbs", "parameters[n] - self.lr * grad", "parameters[n] + self.lr * grad"),
+        (
+            "a clone's own first_order is ignored",
+            "learner.first_order = self.first_order if first_order is None else first_order",
+            "learner.first_order = self.first_order",
+        ),
+    ),
+    *_mutants(
+        "rules.py",
+        "test_inner_step.py",
+        (
+            "momentum is forgotten",
+            "momentum * previous + (1 - group",
+            "previous + (1 - group",
+        ),
+        ("dampening is ignored", '(1 - group["dampening"]) * update', "update"),
+        (
+            "Nesterov's momentum is plain momentum",
+            'update + momentum * velocity if group["nesterov"] else velocity',
+            "velocity",
+        ),
+        (
+            "the slope of SGD forgets Nesterov",
+            'return slope * (1 + group["momentum"] * fresh if group["nesterov"] else fresh)',
+            "return slope * fresh",
+        ),
+        (
+            "the slope of SGD has its sign while maximizing",
+            'slope = -group["lr"] if not group["maximize"] else group["lr"]',
+            'slope = -group["lr"]',
+        ),
+        (
+            "weight decay has the wrong sign",
+            'descent + group["weight_decay"] * theta',
+            'descent - group["weight_decay"] * theta',
+        ),
+        ("maximize is ignored", 'return -grad if group["maximize"] else grad', "return grad"),
+        (
+            "Adam's second moment has no bias correction",
+            "_root(square) / (1 - beta2**step) ** 0.5",
+            "_root(square)",
+        ),
+        ("Adam's first moment has no bias correction", 'group["lr"] / (1 - beta1**step), mean', 'group["lr"], mean'),
+        ("Adam counts its steps from 2", 'state.get("step", 0) + 1, mean', 'state.get("step", 0) + 2, mean'),
+        (
+            "AdamW does not decay",
+            'return theta * (1 - group["lr"] * group["weight_decay"]), _descent',
+            "return theta, _descent",
+        ),
+        ("AMSGrad is plain Adam", 'if group["amsgrad"] and', "if False and"),
+        (
+            "the root of an average that is 0 has an infinite slope",
+            "return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)",
+            "return values.sqrt()",
+        ),
+        ("centred RMSprop is not centred", "average = average - mean * mean", "average = average"),
+        (
+            "RAdam never rectifies",
+            "    if length > 5:\n",
+            "    if False:\n",
+            "test_survivors.py",
+        ),
+    ),
+    *_mutants(
+        "shadow_step.py",
+        "test_inner_step.py",
+        ("the state of an optimizer of the general route is aliased", "copy.deepcopy(dict(state))", "dict(state)"),
+        (
+            "the parameters of the general route are aliased",
+            "p.detach().clone() for p, grad",
+            "p.detach() for p, grad",
+        ),
+    ),
+    *_mutants(
+        "inner_step.py",
+        "test_inner_step.py",
+        (
+            "the learning rate is that of construction",
+            "        self.optimizer = optimizer\n",
+            "        self.optimizer = object.__new__(type(optimizer))\n"
+            "        groups = [dict(group) for group in optimizer.param_groups]\n"
+            '        self.optimizer.__dict__ = {**vars(optimizer), "param_groups": groups}\n',
+        ),
+        (
+            "all parameters are in the first group",
+            "self.optimizer.param_groups[key[0]],",
+            "self.optimizer.param_groups[0],",
+        ),
+        (
+            "parameters of another step count are counted together",
+            "parameter.device, counts, filled)",
+            "parameter.device, filled)",
+        ),
+        (
+            "the inner step is not clipped",
+            "return self._update(parameters, clip_by_norm(grads, self.max_grad_norm))",
+            "return self._update(parameters, list(grads))",
+        ),
+        (
+            "the derivative leaves out the clipping",
+            "return _pull_back(lambda leaves: clip_by_norm(leaves, self.max_grad_norm), grads, pulled)",
+            "return pulled",
+        ),
+        ("clipping stretches short gradients", ".clamp(max=1.0)", ""),
+    ),
+    *_mutants(
+        "passes.py",
+        "test_hypergradient.py",
+        (
+            "a buffer that a pass puts in another's place is lost",
+            '    take_over(buffers, places, {place: state[f"module.{place}"] for place in places})\n',
+            "",
+        ),
+        (
+            "copies of buffers are the buffers",
+            "return {name: tensor.clone() for name, tensor in tensors.items()}",
+            "return dict(tensors)",
+            "test_passes.py",
+        ),
+        (
+            "the random state stays where an error left it",
+            "            self.restore()\n            raise\n",
+            "            raise\n",
+        ),
+        (
+            "a pass that is repeated draws another dropout mask",
+            "        now = RandomState(self.devices)\n        self.restore()\n",
+            "        now = RandomState(self.devices)\n",
+        ),
+        (
+            "a pass that is repeated moves the random numbers after it",
+            "            now.restore()\n",
+            "            pass\n",
+        ),
+        (
+            "infinity is finite",
+            'if not abs(value) < float("inf")}',
+            "if value != value}",
+            "test_survivors.py",
+        ),
+    ),
+    *_mutants(
+        "forward_mode.py",
+        "test_forward_mode.py",
+        (
+            "a product's tangent leaves out that of its input",
+            "tangent = along_input if tangent is None else tangent.add_(along_input)",
+            "tangent = along_input if tangent is None else tangent",
+        ),
+        (
+            "BatchNorm's tangent leaves out that of its weight",
+            "            tangent.addcmul_(x, slope.view(shape))\n",
+            "",
+        ),
+        (
+            "BatchNorm's tangent leaves out the mean",
+            "shift = -slope * mean if db is None else db - slope * mean",
+            "shift = db",
+        ),
+        ("LayerNorm's tangent leaves out its weight", "        tangent.mul_(w)\n", ""),
+        (
+            "what backward holds constant moves forwards",
+            "        if not torch.is_grad_enabled():\n            # PyTorch's",
+            "        if False:\n            # PyTorch's",
+            "test_hypergradient.py",
+        ),
+        (
+            "the forward-mode pass draws its own dropout mask",
+            "torch.enable_grad(), rng.again(), forward_ad",
+            "torch.enable_grad(), forward_ad",
+            "test_hypergradient.py",
+        ),
+        (
+            "the forward-mode pass moves the buffers",
+            "virtual_pass(network, duals, clones(buffers), x)",
+            "virtual_pass(network, duals, dict(network.named_buffers()), x)",
+        ),
+        (
+            "a tangent under float16 keeps its scale",
+            "tangent.float() / scale",
+            "tangent.float()",
+            "test_updates.py",
+        ),
+    ),
+    *_mutants(
+        "finite_difference.py",
+        "test_hypergradient.py",
+        (
+            "a central difference is divided by half of its distance",
+            "(ahead - behind) / (2 * self.step(relative))",
+            "(ahead - behind) / (self.step(relative))",
+        ),
+        (
+            "a one-sided difference is divided by twice its distance",
+            "/ line.step(chosen.relative).to(middle), chosen.error",
+            "/ line.step(2 * chosen.relative).to(middle), chosen.error",
+            "test_survivors.py",
+        ),
+        (
+            "a difference is of two dropout masks",
+            "torch.no_grad(), self.rng.again(), torch.autocast",
+            "torch.no_grad(), torch.autocast",
+        ),
+        (
+            "finite differences are taken under autocast",
+            "torch.autocast(step.device.type, enabled=False)",
+            "torch.autocast(step.device.type, enabled=torch.is_autocast_enabled(step.device.type))",
+            "test_updates.py",
+        ),
+    ),
+    *_mutants(
+        "tape.py",
+        "test_forward_mode.py",
+        (
+            "a result that has been written over is used",
+            "return tensors if tensors[0]._version == version else None",
+            "return tensors",
+            "test_survivors.py",
+        ),
+    ),
+    *_mutants(
+        "inner_pass.py",
+        "test_hypergradient.py",
+        (
+            "the labels are detached in the product that is differentiated",
+            "loss = self.objective.auxiliary(auxiliary, labels) * self.share",
+            "loss = self.objective.auxiliary(auxiliary, labels.detach() + 0 * labels) * self.share",
+        ),
+        (
+            "the gradient by the labels has no micro-batch weight",
+            "loss = self.objective.auxiliary(auxiliary, labels) * self.share",
+            "loss = self.objective.auxiliary(auxiliary, labels)",
+        ),
+        (
+            "the primary loss has no micro-batch weight",
+            "objective.primary(self.outputs, batch[1]) * share",
+            "objective.primary(self.outputs, batch[1])",
+        ),
+        (
+            "the auxiliary loss has no micro-batch weight",
+            "objective.auxiliary(self.auxiliary, targets) * share",
+            "objective.auxiliary(self.auxiliary, targets)",
+        ),
+        (
+            "the network is not trained on the auxiliary task",
+            "self.primary_loss if self.auxiliary_loss is None else self.primary_loss + self.auxiliary_loss",
+            "self.primary_loss",
+        ),
+        (
+            "the buffers that a pass began with are not cloned",
+            "self.rng, self.start = RandomState(devices), clones(buffers)",
+            "self.rng, self.start = RandomState(devices), buffers",
+        ),
+        (
+            "labels that are made anew have another dropout mask",
+            "            with self.rng.again():\n                labels = self._attached",
+            "            if True:\n                labels = self._attached",
+            "test_survivors.py",
+        ),
+        (
+            "sparse gradients stay sparse",
+            "[grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]",
+            "list(found)",
+        ),
+        (
+            "a checkpoint does not bring back the distance of finite differences",
+            "        vars(self).update(state_dict",
+            "        dict(vars(self)).update(state_dict",
+            "test_training.py::test_resumed_run_keeps_the_distance_of_finite_differences",
+        ),
+    ),
+    *_mutants(
+        "hypergradient.py",
+        "test_hypergradient.py",
+        (
+            "the meta batch is ignored",
+            "self.meta_batches = split(meta_batch, options.micro_batches)",
+            "self.meta_batches = split(batch, options.micro_batches)",
+        ),
+        (
+            "the meta loss is that of before the inner step",
+            "leaves = [value.detach().requires_grad_() for value in stepped]",
+            "leaves = [value.detach().requires_grad_() for value in self.parameters]",
+        ),
+        (
+            "the optimizer's rule is not differentiated",
+            "pulled = self.inner.pull_back(self.parameters, grads, v)",
+            "pulled = v",
+        ),
+        (
+            "the entropy term is dropped from the hypergradient",
+            "return value.detach(), torch.autograd.grad(value, labels)",
+            "return value.detach(), [None] * len(labels)",
+        ),
+        (
+            "the entropy term is that of the first micro-batch",
+            "torch.cat(labels))",
+            "labels[0])",
+        ),
+        (
+            "BatchNorm moves in the meta pass",
+            "dict(zip(self.names, leaves)), clones(self.buffers)",
+            "dict(zip(self.names, leaves)), self.buffers",
+        ),
+        (
+            "the loss scale stays in the gradients",
+            "return [None if grad is None else grad / scale for grad in grads]",
+            "return list(grads)",
+            "test_updates.py",
+        ),
+        (
+            "the network's own step is not clipped",
+            "        clipped = clip_by_norm(grads, self.inner.max_grad_norm)\n",
+            "        clipped = list(grads)\n",
+            "test_updates.py",
+        ),
+        (
+            "a method that falls back draws other random numbers",
+            "        state.restore()\n\n\ndef _falls",
+            "        pass\n\n\ndef _falls",
+        ),
+        (
+            "a function without a second derivative is passed over without a word",
+            "    _check_twice_differentiable(grads)\n",
+            "",
+        ),
+    ),
+    *_mutants(
+        "reduction.py",
+        "test_hypergradient.py",
+        (
+            "the last micro-batch's gradient is that of all",
+            "one if other is None else other if one is None else one + other",
+            "one if other is None else other",
+        ),
+    ),
+    *_mutants(
+        "micro_batches.py",
+        "test_hypergradient.py",
+        (
+            "the parts of an input in a mapping are in another order than their labels",
+            "return list(value.split(sizes))\n",
+            "return list(value.split(sizes))[::-1]\n",
+            "test_survivors.py",
+        ),
+    ),
+    *_mutants(
+        "steps.py",
+        "test_hypergradient.py",
+        (
+            "hypergradient() replaces a gradient that was there",
+            "parameter.grad = grad if parameter.grad is None else parameter.grad + grad",
+            "parameter.grad = grad",
+        ),
+        (
+            "hypergradient() leaves a gradient on theta_1",
+            "in derivatives.generator_grads.items():\n",
+            "in {**derivatives.generator_grads, **derivatives.network_grads}.items():\n",
+        ),
+        (
+            "the generator's step moves the network's statistics",
+            "_moved_buffers(bilevel, replace(derivatives, network_buffers={}))",
+            "_moved_buffers(bilevel, derivatives)",
+            "test_algorithm.py",
+        ),
+    ),
+    *_mutants(
+        "updates.py",
+        "test_updates.py",
+        ("the scaler is not updated", "            self.scaler.update()\n", "            pass\n"),
+        (
+            "gradients of before are used",
+            "            optimizer.zero_grad()\n",
+            "",
+            "test_algorithm.py",
+        ),
+        (
+            "the generator's gradient is not clipped",
+            "clipped = clip_by_norm(list(grads.values()), self.max_grad_norm)",
+            "clipped = list(grads.values())",
+        ),
+    ),
+    *_mutants(
+        "maxl.py",
+        "test_hypergradient.py",
+        (
+            "the entropy term has no weight",
+            "return self.weight * negative_entropy(mean)",
+            "return negative_entropy(mean)",
+        ),
+        (
+            "the entropy term is dropped",
+            "return self.weight * negative_entropy(mean)",
+            "return 0 * negative_entropy(mean)",
+        ),
+        (
+            "the entropy of weighted labels is that of their weights too",
+            "targets / targets.sum(dim=1, keepdim=True) if self.normalize else targets",
+            "targets",
+            "test_hypergradient.py",
+        ),
+        (
+            "gamma is ignored",
+            "loss = partial(focal_loss_per_sample, gamma=gamma)",
+            "loss = partial(focal_loss_per_sample)",
+            "test_algorithm.py",
+        ),
+    ),
+    *_mutants(
+        "algorithm.py",
+        "test_algorithm.py",
+        (
+            "the labels are detached in the multi-task loss",
+            "            targets = self.generator(x, y)\n",
+            "            targets = self.generator(x, y).detach()\n",
+        ),
+        (
+            "the regulariser has the wrong sign in the meta loss",
+            "return loss + self.objective.regularizer(targets)",
+            "return loss - self.objective.regularizer(targets)",
+        ),
+        (
+            "the generator's statistics move in the meta loss",
+            "targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)",
+            "targets = self.generator(x, y)",
+            "test_survivors.py",
+        ),
+        (
+            "the learner's learning rate is ignored",
+            "InnerStep.sgd(parameters, self.lr, max_grad_norm)",
+            "InnerStep.sgd(parameters, 0.01, max_grad_norm)",
+            "test_hypergradient.py",
+        ),
+        (
+            "the gradient cosine moves the random state",
+            "        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():\n"
+            "            return gradient_cosine(",
+            "        with self._in_step():\n            return gradient_cosine(",
+            "test_metrics.py::TestGradientCosine",
+        ),
+    ),
+    *_mutants(
+        "sources.py",
+        "test_sources.py",
+        (
+            "random labels are drawn anew in each run",
+            "generator=torch.Generator().manual_seed(self.seed), ",
+            "",
+        ),
+        ("random labels are all the first of their block", "starts[y] + (draws * sizes[y]).long()", "starts[y]"),
+        (
+            "the control learns from the meta gradient",
+            'super().__init__(method="regularizer")',
+            "super().__init__()",
+        ),
+        ("the single task has an auxiliary one", "auxiliary=False, **options", "**options"),
+    ),
+    *_mutants(
+        "schedules.py",
+        "test_training.py::test_generator_learns_on_every_nth_batch "
+        "test_training.py::test_generator_stage_of_the_epoch_schedule_takes_every_nth_batch",
+        (
+            "meta_every is ignored in the batch schedule",
+            "        if not turn:\n            return train_network(batch)\n",
+            "",
+        ),
+        (
+            "meta_every is ignored in the epoch schedule",
+            "        if not turn:\n            return None\n",
+            "",
+        ),
+        (
+            "the meta loader is ignored",
+            "return source.step(maxl, batch, optimizer, generator_optimizer, meta_batch, **options)",
+            "return source.step(maxl, batch, optimizer, generator_optimizer, None, **options)",
+            "test_training.py::test_meta_batch_can_be_the_next_one",
+        ),
+    ),
+    *_mutants(
+        "measures.py",
+        "test_training.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
+        (
+            "the history's means are not weighted by samples",
+            "value.detach() * count\n            self.counts[name] = self.counts.get(name, 0) + count",
+            "value.detach()\n            self.counts[name] = self.counts.get(name, 0) + 1",
+        ),
+        ("a run's means are over batches", "        count = len(y)\n", "        count = 1\n", "test_survivors.py"),
+        (
+            "sub_classes is the highest sub-class",
+            'return {"sub_classes": len(self.used)}',
+            'return {"sub_classes": max(self.used)}',
+            "test_survivors.py",
+        ),
+        (
+            "sub_classes counts the least probable labels",
+            "labels = targets.argmax(dim=1) if targets.is_floating_point()",
+            "labels = targets.argmin(dim=1) if targets.is_floating_point()",
+            "test_survivors.py",
+        ),
+    ),
+    *_mutants(
+        "label_meter.py",
+        "test_metrics.py::TestLabelMeter",
+        (
+            "a sub-class of one sample is not in use",
+            'int((sums["use"] > 0).sum())',
+            'int((sums["use"] > 1).sum())',
+            "test_survivors.py",
+        ),
+        (
+            "the weight of a label enters its entropy",
+            "labels = labels / mass.clamp_min(torch.finfo(labels.dtype).tiny)",
+            "labels = labels.clone()",
+        ),
+    ),
+    *_mutants(
+        "watch.py",
+        "test_metrics.py::TestWatch",
+        ("each class is judged by the first one's sub-classes", "        start += size\n", ""),
+        ("a class of a few samples has collapsed", " and sum(counts) >= FEW", ""),
+    ),
+    *_mutants(
+        "batches.py",
+        "test_ranks.py::test_fit_tells_the_sampler_its_epoch",
+        ("a sampler shuffles each epoch like the first", "        tell(epoch)\n", "        tell(0)\n"),
+    ),
+    *_mutants(
+        "run.py",
+        "test_training.py::test_resumed_run_equals_an_uninterrupted_one "
+        "test_training.py::test_checkpoint_of_a_run_without_these_schedulers_is_refused",
+        (
+            "a checkpoint has no generator optimizer",
+            '                "generator_optimizer": self.generator_optimizer,\n',
+            "",
+        ),
+        (
+            "a checkpoint has no schedulers",
+            '{f"scheduler {number}": scheduler for number, scheduler in enumerate(self.schedulers)}',
+            "{}",
+        ),
+        (
+            "the random state is not restored from a checkpoint",
+            '            self.numbers.restore(own["random"])\n',
+            "            pass\n",
+        ),
+    ),
+    *_mutants(
+        "files.py",
+        "test_files.py",
+        (
+            "a file is written in its place",
+            "handle, name = tempfile.mkstemp(",
+            "handle, name = (lambda **_: (os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC), str(target)))(",
+        ),
+        ("nobody else may read a file", "        os.chmod(name, 0o666 & ~_umask())", "        pass"),
+    ),
+    *_mutants(
+        "training.py",
+        "test_survivors.py",
+        (
+            "a run with a seed moves the random state",
+            "isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))",
+            "isolated = nullcontext()",
+            "test_training.py::test_seed_decides_the_run_and_leaves_the_random_state",
+        ),
+        (
+            "the generator's default optimizer has no weight decay",
+            "lr=1e-3, weight_decay=5e-4",
+            "lr=1e-3",
+            "test_survivors.py",
+        ),
+    ),
+    *_mutants(
+        "evaluation.py",
+        "test_training.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
+        ("evaluation is in training mode", "    maxl.eval()\n", ""),
+        ("evaluation mode stays", "            module.training = training\n", "            pass\n"),
+    ),
+    *_mutants(
+        "snapshots.py",
+        "test_snapshots.py",
+        ("a snapshot does not put gradients back", "            parameter.grad = grad\n", "            pass\n"),
+        ("a snapshot does not put torch's random state back", "        self.random.restore()\n", ""),
+    ),
+]
+
+
+class Copy:
+    """A copy of the repository in a temporary folder, to break and to test; a context manager that removes it."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True)
+        self.root = Path(self.folder.name).resolve() / "repository"
+        # Neither of pytest nor of coverage: what calls this may run under both.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV"))}
+        self.environment = kept | {
+            "PYTHONPATH": str(self.root),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a mutant of the same second and size would pass for what was compiled
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        }
+
+    def __enter__(self) -> Copy:
+        shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        ask = "import importlib.util; print(importlib.util.find_spec('maxl_l2l').origin)"
+        found = subprocess.run(
+            [sys.executable, "-c", ask], cwd="/", env=self.environment, capture_output=True, text=True, check=True
+        )
+        assert Path(found.stdout.strip()) == self.root / "maxl_l2l" / "__init__.py", found.stdout
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.folder.cleanup()
+
+    @contextlib.contextmanager
+    def broken(self, mutant: Mutant) -> Iterator[None]:
+        """Breaks the copy inside, and mends it after."""
+        path = self.root / "maxl_l2l" / mutant.file
+        sound = path.read_text()
+        path.write_text(mutated(sound, mutant))
+        try:
+            yield
+        finally:
+            path.write_text(sound)
+
+    def test(self, tests: Sequence[str], limit: float | None = None) -> tuple[int | None, str]:
+        """Runs tests until the first one fails; returns pytest's exit status and output, None for one that hung."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{one}" for one in tests)],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that the tests have started
+            process.communicate()
+            return None, ""
+        return process.returncode, output
+
+
+def mutated(text: str, mutant: Mutant) -> str:
+    """Returns a file's text with the mutant's change; raises ValueError unless there is one place for it."""
+    if text.count(mutant.text) != 1:
+        raise ValueError(
+            f"`text` of the mutant {mutant.name!r} must occur once in {mutant.file}, found {text.count(mutant.text)}. "
+            "The file has changed: change the mutant too."
+        )
+    return text.replace(mutant.text, mutant.becomes)
+
+
+def killer(status: int | None, output: str) -> str | None:
+    """Returns the test that failed, or that it hung; None if no test did.
+
+    A crash while tests are collected is none, nor is the error of a mutant that is no program.
+
+    Args:
+        status: pytest's exit status; None if it was stopped after its time.
+        output: What it printed.
+    """
+    if status is None:
+        return "it hangs"
+    last = output.strip().splitlines()[-1] if output.strip() else ""
+    failed = re.search(r"^FAILED tests/([^\s[]+(?:\[.*?\](?= - |$))?)(?: - (\w*).*)?$", output, re.MULTILINE)
+    if status != 1 or failed is None or not re.search(r"\b\d+ failed\b", last) or re.search(r"\berrors?\b", last):
+        return None
+    return None if failed[2] in CRASHES else failed[1]
+
+
+def core_tests(root: Path = ROOT) -> tuple[str, ...]:
+    """Returns the names of the core's test files."""
+    excluded = {f"test_{name}.py" for name in NOT_CORE}
+    return tuple(sorted(path.name for path in (root / "tests").glob("test_*.py") if path.name not in excluded))
+
+
+def verdicts(
+    mutants: Sequence[Mutant],
+    jobs: int = 1,
+    core: Callable[[], Sequence[str]] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Verdict]:
+    """Judges mutants.
+
+    Args:
+        mutants: Which.
+        jobs: How many at a time, each in a copy of its own.
+        core: Gives the tests that a mutant must survive to count as a survivor; the core's if None.
+        report: Is told a line about each.
+
+    Raises:
+        RuntimeError: Tests fail already without a mutant.
+    """
+    with contextlib.ExitStack() as stack:
+        copies: Queue[Copy] = Queue()
+        for _ in range(jobs):
+            copies.put(stack.enter_context(Copy()))
+
+        def sound(tests: Sequence[str]) -> float:
+            """Sees that tests pass without a mutant; returns how many seconds a mutant may take for them."""
+            begun = time.monotonic()
+            with _taken(copies) as copy:
+                status, output = copy.test(tests)
+            if status != 0:
+                raise RuntimeError(f"{' '.join(tests)} must pass without a mutant, but pytest says\n{output[-3000:]}")
+            seconds = time.monotonic() - begun
+            report(f"{'sound':8}  {seconds:5.1f} s  {len(tests)} files or tests")
+            return max(LEAST_SECONDS, PATIENCE * seconds)
+
+        def judge(mutant: Mutant, tests: tuple[str, ...], limit: float) -> Verdict:
+            begun = time.monotonic()
+            with _taken(copies) as copy, copy.broken(mutant):
+                found = killer(*copy.test(tests, limit))
+            verdict = Verdict(mutant, found, time.monotonic() - begun)
+            report(
+                f"{'survived' if found is None else 'killed':8}  {verdict.seconds:5.1f} s  {mutant.file}: {mutant.name}"
+                f"  [{found or ' '.join(tests) if len(tests) < 9 else 'the core suite'}]"
+            )
+            return verdict
+
+        with ThreadPoolExecutor(jobs) as threads:
+            limit = sound(sorted({test for mutant in mutants for test in mutant.tests}))
+            found = list(threads.map(lambda mutant: judge(mutant, mutant.tests, limit), mutants))
+            left = [verdict.mutant for verdict in found if verdict.killer is None]
+            if left:
+                whole = tuple((core or core_tests)())
+                limit = sound(whole)
+                again = {verdict.mutant: verdict for verdict in threads.map(lambda one: judge(one, whole, limit), left)}
+                found = [again.get(verdict.mutant, verdict) for verdict in found]
+    return found
+
+
+@contextlib.contextmanager
+def _taken(copies: Queue[Copy]) -> Iterator[Copy]:
+    """A copy that nobody else uses meanwhile."""
+    copy = copies.get()
+    try:
+        yield copy
+    finally:
+        copies.put(copy)
+
+
+def figures(only: str = "", jobs: int = 1, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Judges the mutants whose names have ``only`` in them; returns how many there were and were killed.
+
+    Returns:
+        ``mutants`` and ``killed``, numbers; ``survivors``, names; ``seconds``.
+    """
+    begun = time.monotonic()
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
+    if not chosen:
+        raise ValueError(f"`only` must be a part of a mutant's name, found {only!r}. See MUTANTS.")
+    found = verdicts(chosen, jobs, report=report)
+    survivors = [verdict.mutant.name for verdict in found if verdict.killer is None]
+    return {
+        "mutants": len(found),
+        "killed": len(found) - len(survivors),
+        "survivors": survivors,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Breaks the core in small ways and shows that the suite notices.")
+    parser.add_argument("--only", default="", metavar="PART", help="judge the mutants with this in their names")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
+    options = parser.parse_args()
+    found = figures(options.only, options.jobs, lambda line: print(line, flush=True))
+    print(json.dumps(found))
+    return 1 if found["survivors"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
