@@ -88,6 +88,7 @@ ORDER = (
     "replay",
     "schedules",
     "progress",
+    "run_state",
     "run",
     "training",
     "reporting.samples",
