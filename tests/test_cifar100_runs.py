@@ -588,7 +588,7 @@ def test_gpu_script_goes_on_after_what_fails_and_does_not_repeat_what_is_done(fo
     modules = [line.split()[1] for line in called]
     train_module, summary_module = "examples.cifar100.train", "examples.cifar100.summarize"
     once = ["pytest", "benchmarks.epoch", "benchmarks.epoch", *[train_module, summary_module] * 2]
-    once += ["benchmarks.epoch", "benchmarks.metrics_overhead", "benchmarks.run"]
+    once += ["benchmarks.epoch", "benchmarks.metrics_overhead", "faults.flat", "benchmarks.run"]
     assert modules == once + once[1:]  # the tests are not run again; what failed is
     training = next(line for line in called if train_module in line)
     assert "--sources single human entropy maxl weighted random kmeans --seeds 0 1 2" in training

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples.cifar100.arithmetic import PRECISIONS, matrix_rate
 from examples.cifar100.data import Batches, Images
 from examples.cifar100.networks import network
-from maxl_l2l import MAXL, HumanLabels, Metrics, fit, report
+from maxl_l2l import MAXL, HumanLabels, Metrics, NonFiniteError, fit, report
 from maxl_l2l.passes import clones, write_buffers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -168,6 +168,34 @@ def test_buffers_are_copied_as_one_by_one():
     assert float(module[0].running_mean[0]) == 0
     write_buffers([(module, copies)])
     assert [float(buffer.flatten()[0]) for buffer in module.buffers()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("what", ["parameter", "state", "error"])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_step_that_an_optimizer_spoils_is_undone_on_the_gpu(what, foreach):
+    maxl = MAXL(cnn().cuda(), [3, 4])
+    optimizer = torch.optim.Adam(maxl.network.parameters(), lr=0.01, foreach=foreach)
+    generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.01, foreach=foreach)
+    x, y = batch("cuda", torch.float32)
+    maxl.step(x, y, optimizer, generator_optimizer)
+
+    def spoil(one, *_):
+        parameter = one.param_groups[0]["params"][0]
+        if what == "error":
+            raise RuntimeError("the optimizer fails")
+        (parameter.data if what == "parameter" else one.state[parameter]["exp_avg"])[0] = float("inf")
+
+    def everything():
+        parts = [maxl.state_dict(), optimizer.state_dict(), generator_optimizer.state_dict()]
+        return copy.deepcopy([*parts, torch.cuda.get_rng_state()])
+
+    before = everything()
+    handle = generator_optimizer.register_step_post_hook(spoil)
+    with pytest.raises(RuntimeError if what == "error" else NonFiniteError):
+        maxl.step(x, y, optimizer, generator_optimizer)
+    torch.testing.assert_close(everything(), before, rtol=0, atol=0)
+    handle.remove()
+    assert maxl.step(x, y, optimizer, generator_optimizer).primary_loss.isfinite()
 
 
 def images(number=400):

@@ -65,6 +65,9 @@ if [ ! -e "$out/cuda-metrics.json" ]; then
     try 3 "$python" -m benchmarks.metrics_overhead --device cuda --networks vgg16-1 resnet18 --batch 100 \
         --out "$out/cuda-metrics.json"
 fi
+if [ ! -e "$out/cuda-growth-of-runs.json" ]; then
+    PYTHONPATH=tests:$PYTHONPATH try 3 "$python" -m faults.flat --device cuda --out "$out/cuda-growth-of-runs.json"
+fi
 if [ ! -e "$out/bench/costs.json" ] && has matplotlib; then
     try 15 "$python" -m benchmarks.run --device cuda --precision tf32 --networks vgg16-1 resnet18 --out "$out/bench"
 fi

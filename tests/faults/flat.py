@@ -96,8 +96,14 @@ if __name__ == "__main__":
     parser.add_argument("--loop", choices=LOOPS)
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="a file for the figures of all loops")
     chosen = parser.parse_args()
     if chosen.loop:
         print(json.dumps(measured(chosen.loop, chosen.iterations, chosen.device)))
     else:
-        print(json.dumps(figures(chosen.device), indent=1))
+        found = figures(chosen.device)
+        print(json.dumps(found, indent=1))
+        if chosen.out is not None:
+            from benchmarks.environment import environment, write
+
+            write(chosen.out, {**environment(chosen), "growth": found})
