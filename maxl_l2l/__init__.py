@@ -23,10 +23,11 @@ from .networks import LabelGenerator, MultiTaskNetwork
 from .reports import report
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
 from .training import fit
-from .version import VERSION as __version__
+from .version import VERSION
+
+__version__ = VERSION
 
 __all__ = [
-    "__version__",
     "MAXL",
     "AuxiliaryLabelGenerator",
     "LabelGenerator",
