@@ -6,12 +6,23 @@ import io
 import itertools
 import math
 import os
+import random
 import tempfile
 
+import numpy as np
 import pytest
 import torch
+from faults import program
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import maxl_l2l.clock
 import maxl_l2l.progress
@@ -106,6 +117,10 @@ WITH_WORKERS = {
     ),
     "workers, drawing": lambda: (DataLoader(Augmented(), 4, sampler=Drawing(), num_workers=2, prefetch_factor=1), None),
 }
+WITH_GENERATORS = {  # torch's, Python's, NumPy's, and a dataset's own
+    "every generator": lambda: (DataLoader(program.Noisy(24), 8, shuffle=True), None),
+    "every generator of a part": lambda: (DataLoader(Subset(program.Noisy(30), range(24)), 8), meta()),
+}
 
 
 @pytest.fixture
@@ -124,7 +139,7 @@ def minutes(monkeypatch):
 
 def trained(kind, schedule="batch", epochs=EPOCHS, noise=0, **options):
     """What a program that is started anew trains, with all that a run can carry."""
-    loader, meta_loader = {**LOADERS, **WITH_WORKERS}[kind]()
+    loader, meta_loader = {**LOADERS, **WITH_WORKERS, **WITH_GENERATORS}[kind]()
     maxl = learner()
     optimizers = {
         "optimizer": torch.optim.SGD(maxl.network.parameters(), lr=0.1, momentum=0.9),
@@ -136,6 +151,8 @@ def trained(kind, schedule="batch", epochs=EPOCHS, noise=0, **options):
         **optimizers,
     }
     torch.manual_seed(1000 + noise)
+    random.seed(1000 + noise)
+    np.random.seed(1000 + noise)
     history = fit(
         maxl,
         loader,
@@ -185,6 +202,16 @@ def test_run_stopped_at_any_batch_and_resumed_equals_an_uninterrupted_one(kind, 
         part, found = stopped_after(count, kind, schedule, tmp_path / f"{count}.pt")
         assert minutes[0] == batches, "each batch is trained on once"
         assert len(part["records"]) < EPOCHS
+        assert_same(found, whole)
+
+
+@pytest.mark.parametrize("schedule", ["batch", "epoch"])
+@pytest.mark.parametrize("kind", WITH_GENERATORS)
+def test_run_with_every_generator_stopped_and_resumed_equals_an_uninterrupted_one(kind, schedule, minutes, tmp_path):
+    whole = trained(kind, schedule)
+    for count in (1, 3, 4):
+        minutes[0] = 0.0
+        _, found = stopped_after(count, kind, schedule, tmp_path / f"{count}.pt")
         assert_same(found, whole)
 
 

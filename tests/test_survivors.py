@@ -30,9 +30,6 @@ def batch(size=10, seed=0):
     return x, torch.randint(0, 2, (size,), generator=numbers)
 
 
-# ----- test_inner_step.py
-
-
 @pytest.mark.parametrize("beta2", [0.9, 0.999])
 def test_radam_is_followed_where_it_rectifies(beta2):
     parameter = torch.randn(5, dtype=torch.float64, requires_grad=True)
@@ -47,9 +44,6 @@ def test_radam_is_followed_where_it_rectifies(beta2):
     parameter.grad = grad.detach()
     optimizer.step()
     torch.testing.assert_close(found, parameter, rtol=1e-12, atol=1e-14)
-
-
-# ----- test_hypergradient.py
 
 
 def test_finite_differences_at_a_known_distance_are_near_too():
@@ -107,9 +101,6 @@ def test_micro_batches_of_a_mapping_keep_each_sample_with_its_label():
     torch.testing.assert_close(found[2][:4], found[0][:4])
 
 
-# ----- test_forward_mode.py
-
-
 class WrittenOver(nn.Module):
     """Writes over the result of a product, and not with what could be written over it twice."""
 
@@ -135,16 +126,10 @@ def test_result_that_was_written_over_is_not_taken_from_the_tape():
     torch.testing.assert_close(its_tangent, tangent)
 
 
-# ----- test_passes.py
-
-
 def test_nan_and_both_infinities_are_not_finite():
     terms = {"one": torch.ones(()), "none": None, "up": torch.tensor(torch.inf), "down": torch.tensor(-torch.inf)}
     assert non_finite(terms) == {"up": torch.inf, "down": -torch.inf}
     assert list(non_finite({"nan": torch.tensor(torch.nan), "zero": torch.zeros(())})) == ["nan"]
-
-
-# ----- test_metrics.py
 
 
 def test_sub_class_of_a_single_sample_is_in_use():
@@ -154,17 +139,11 @@ def test_sub_class_of_a_single_sample_is_in_use():
     assert (found["sub_classes"], found["sub_classes_per_class"]) == (2, [1, 1])
 
 
-# ----- test_algorithm.py
-
-
 def test_meta_loss_does_not_move_the_generators_statistics():
     maxl = MAXL(mlp(nn.BatchNorm1d(16)), PSI)
     before = copy.deepcopy(dict(maxl.generator.named_buffers()))
     maxl.meta_loss(*batch())
     torch.testing.assert_close(dict(maxl.generator.named_buffers()), before, rtol=0, atol=0)
-
-
-# ----- test_training.py
 
 
 def test_sub_classes_are_those_that_were_the_most_probable_label_of_a_sample():

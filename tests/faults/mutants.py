@@ -772,7 +772,7 @@ MUTANTS = [
         ("a sampler shuffles each epoch like the first", "        tell(epoch)\n", "        tell(0)\n"),
     ),
     *_mutants(
-        "run.py",
+        "run_state.py",
         "test_training.py::test_resumed_run_equals_an_uninterrupted_one "
         "test_training.py::test_checkpoint_of_a_run_without_these_schedulers_is_refused",
         (
@@ -816,6 +816,83 @@ MUTANTS = [
             "lr=1e-3",
             "test_survivors.py",
         ),
+    ),
+    *_mutants(
+        "run_state.py",
+        "test_interrupts.py",
+        (
+            "a run that is stopped while it evaluates is saved without its place",
+            "place = self.place if self.pairs is None else self.pairs.place",
+            "place = self.place",
+        ),
+    ),
+    *_mutants(
+        "run.py",
+        "test_interrupts.py",
+        ("evaluation is not left", "self.interrupts.watched(self.test_loader)", "self.test_loader"),
+    ),
+    *_mutants(
+        "interrupts.py",
+        "test_interrupts.py",
+        ("a signal is forgotten", "        self.received = number\n", ""),
+        (
+            "a second signal is held back too",
+            "        self.received = number\n        self.__exit__()\n",
+            "        self.received = number\n",
+        ),
+    ),
+    *_mutants(
+        "concurrency.py",
+        "test_under_load.py",
+        ("threads compute at the same time", "COMPUTING = threading.RLock()", "COMPUTING = contextlib.nullcontext()"),
+    ),
+    *_mutants(
+        "random_numbers.py",
+        "test_resume.py::test_run_with_every_generator_stopped_and_resumed_equals_an_uninterrupted_one",
+        ("Python's random state is not restored", '        random.setstate(state["python"])\n', ""),
+        ("NumPy's random state is not restored", '        np.random.set_state(_arrays(state["numpy"]))\n', ""),
+        (
+            "the random state of a dataset is not restored",
+            '                _restore(generator, state["generators"][path])\n',
+            "                pass\n",
+        ),
+    ),
+    *_mutants(
+        "checkpoint_file.py",
+        "test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
+        ("check sums are not compared", "damaged = archive.testzip()", "damaged = None"),
+        ("a checkpoint may run a program", "weights_only=True", "weights_only=False"),
+        ("a place inside an epoch is not looked at", 'elif not _is_place(inside["place"]):', "elif False:"),
+    ),
+    *_mutants(
+        "checkpoints.py",
+        "test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
+        (
+            "a checkpoint that is refused is loaded in part",
+            "                part.load_state_dict(state)\n",
+            "                pass\n",
+        ),
+        ("the state of an optimizer is not tried", "    trial.step()\n", ""),
+    ),
+    *_mutants(
+        "updates.py",
+        "test_not_finite.py",
+        ("a step that fails is not undone", "            undo.restore()\n", ""),
+        ("a step is not looked at", "            undo.check_finite(steps, moved)\n", ""),
+        ("undoing forgets the states of optimizers", "for tensor in (*held, *state) if", "for tensor in held if"),
+        ("undoing forgets gradients", "            parameter.grad = grad\n", "            pass\n"),
+    ),
+    *_mutants(
+        "origins.py",
+        "test_not_finite.py",
+        ("the input is not looked at", "if not _is_finite(tensor) and (", "if False and ("),
+    ),
+    *_mutants(
+        "files.py",
+        "test_under_load.py::test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts "
+        "test_under_load.py::test_file_system_without_links_keeps_the_former_checkpoint_too",
+        ("two runs write one file", "        lock.acquire(timeout=PATIENCE)\n", "        pass\n"),
+        ("the former checkpoint is not kept", "            _keep(target, Path(keep))\n", "            pass\n"),
     ),
     *_mutants(
         "evaluation.py",
