@@ -4,12 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 EMPTY := build/empty
 
+# What make oldest tests with: the lowest versions that setup.py claims, which have wheels for Python 3.10 and 3.11.
+OLDEST := torch==2.4 numpy==1.23.2 torchvision==0.19 scikit-learn==1.2 tqdm==4.60
+OLDEST_VENV := .venv-oldest
+# The rooms of the core. Left out is torch.compile, and what needs other packages: reports, Lightning, learn2learn, higher.
+CORE := algorithm calls cloning copies differences files forward_mode heads hierarchy hypergradient inner_step \
+	losses memory meter metrics model_check networks not_finite passes ranks resume snapshots sources training updates
+
 BENCH ?= --growth
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs bench faults test lint package clean
+.PHONY: help demo docs bench faults test oldest lint package clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -29,6 +36,9 @@ faults: $(VENV)/test.stamp ## Try to break it: kills, broken files, random cases
 test: lint ## Run the linters, the type checker and the tests with branch coverage
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
 
+oldest: $(OLDEST_VENV)/oldest.stamp ## Run the core tests with the lowest supported versions of torch and numpy
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE:%=tests/test_%.py)
+
 lint: $(VENV)/test.stamp ## Run ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -44,13 +54,13 @@ package: $(VENV)/build.stamp ## Build wheel and sdist, install each into an empt
 	$(EMPTY)/bin/python -I -W error -c "import maxl_l2l; print('sdist:', maxl_l2l.__file__)"
 	rm -rf $(EMPTY)
 
-clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove both environments and everything that was built
+	rm -rf $(VENV) $(OLDEST_VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/venv.stamp:
+$(VENV)/venv.stamp $(OLDEST_VENV)/venv.stamp: %/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, but $(PYTHON) is Python %d.%d: use another with make PYTHON=/path/to/python3" % sys.version_info[:2] or 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 	@touch $@
 
 $(VENV)/demo.stamp $(VENV)/docs.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.stamp
@@ -69,6 +79,12 @@ $(VENV)/bench.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.s
 	$(BIN)/python -m pip install -q --no-deps --use-pep517 --no-build-isolation \
 		--config-settings '--global-option=build_ext' learn2learn==0.2.0 qpth
 	@touch $@ $(if $(filter test,$*),$(VENV)/demo.stamp $(VENV)/docs.stamp $(VENV)/bench.stamp)
+
+# Made anew when a version changes: the Makefile is what says them.
+$(OLDEST_VENV)/oldest.stamp: setup.py Makefile $(OLDEST_VENV)/venv.stamp
+	@echo 'Installing $(OLDEST) into $(OLDEST_VENV): two minutes and 5 GB, once'
+	$(OLDEST_VENV)/bin/python -m pip install -q -e . $(OLDEST) coverage 'pytest>=8' 'pytest-xdist>=3'
+	@touch $@
 
 $(VENV)/build.stamp: $(VENV)/venv.stamp
 	$(BIN)/python -m pip install -q build

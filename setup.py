@@ -39,8 +39,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["maxl_l2l", "maxl_l2l.*"]),
     package_data={"maxl_l2l": ["py.typed"]},
-    # torch brings filelock itself.
-    install_requires=["torch>=2.4", "numpy", "filelock"],
+    # torch brings filelock itself. The lowest versions here are tested by make oldest.
+    install_requires=["torch>=2.4", "numpy>=1.23.2", "filelock"],
     extras_require={
         # An extra, because the core needs nothing of it, it imports for seconds, it asks for gym and numpy < 2, and its
         # last release does not build with a plain pip on Python >= 3.11: the Makefile shows the commands that work.

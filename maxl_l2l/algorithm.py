@@ -416,7 +416,12 @@ class AuxiliaryLabelGenerator(Learner):
         Args:
             args: None; ``nn.Module.compile`` takes any.
             kwargs: As for ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
+
+        Raises:
+            RuntimeError: torch is older than 2.9, which can't compile these passes whole.
         """
+        if torch.__version__ < "2.9":  # a torch.torch_version.TorchVersion, which compares as versions do
+            raise RuntimeError(f"compile() needs torch 2.9 or newer, found {torch.__version__}. Train without it.")
         options = compile_options(*args, **kwargs)
         self._passes = (
             CompiledPass(self.network, "read", self.network.reading, options),

@@ -14,7 +14,10 @@ from torch.optim import Optimizer
 
 from .checkpoint_file import FORMAT, former, not_finite, read_file
 from .checks import some
+from .errors import is_out_of_memory
 from .files import replace_file
+from .passes import write_buffers
+from .plain import plain, unreadable
 from .ranks import Ranks
 from .rules import RULES
 from .version import VERSION
@@ -40,13 +43,14 @@ class Checkpoint:
     parts: Mapping[str, Stateful]
     ranks: Ranks
 
-    def save(self, path: Path, progress: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    def save(self, path: Path, progress: Mapping[str, Any], own: Mapping[str, Any], keep: bool = True) -> None:
         """Writes the state of all parts and the run's progress, replacing the file as a whole.
 
         Args:
             path: The file.
             progress: What all ranks have in common, plain data.
             own: What each rank has of its own, tensors and plain data.
+            keep: Whether what stood there before is kept beside it.
 
         Raises:
             OSError: The file can't be written; what stood there before is intact.
@@ -57,11 +61,21 @@ class Checkpoint:
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "progress": dict(progress),
+            "parts": {name: plain(part.state_dict()) for name, part in self.parts.items()},
+            "progress": plain(dict(progress)),
             "ranks": everyone,
         }
-        replace_file(path, lambda file: torch.save(content, file), keep=former(path))
+        replace_file(path, lambda file: torch.save(content, file), keep=former(path) if keep else None)
+
+    def check_readable(self) -> None:
+        """Raises ValueError if a part has a state that could be saved, but would not be loaded again."""
+        for name, part in self.parts.items():
+            found = unreadable(plain(part.state_dict()))
+            if found is not None:
+                raise ValueError(
+                    f"`checkpoint` must hold tensors and plain data alone, found something else in the state of "
+                    f"{name}: {found}. Keep numbers and tensors there, or train without a checkpoint."
+                )
 
     def read(self, path: Path) -> dict[str, Any]:
         """Returns what a file holds, for :meth:`restore`; changes nothing.
@@ -93,13 +107,29 @@ class Checkpoint:
                 part.load_state_dict(content["parts"][name])
                 if isinstance(part, Optimizer):
                     _check_optimizer(part)
-        except Exception as error:  # what a part raises depends on what it stumbles over
+        except BaseException as error:  # what a part raises depends on what it stumbles over
             for part, state in zip(self.parts.values(), before.values()):
                 part.load_state_dict(state)
+            if not isinstance(error, Exception) or is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"`checkpoint` must be of a run with the same {name}, found in {path} that {_words(error)}. Build the "
                 "learner, its optimizers and schedulers as that run did, or name another file."
             ) from error
+
+
+class Buffers:
+    """The buffers of a module that its state leaves out (``persistent=False``), as a part of a checkpoint."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        saved = self.module.state_dict()
+        return {name: buffer for name, buffer in self.module.named_buffers() if name not in saved}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        write_buffers([(self.module, state)])
 
 
 class _Unfit(Exception):
@@ -119,7 +149,7 @@ def _check_state(part: Stateful, state: Any) -> None:
         if isinstance(value, Tensor) and _kind(state[name]) != _kind(value):
             raise _Unfit(f"its {name} is {_kind(state[name])} where this run has {_kind(value)}")
     if isinstance(part, nn.Module):
-        parameters = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+        parameters = {name for name, p in part.named_parameters(remove_duplicate=False) if p.requires_grad}
         wrong = not_finite({name: value for name, value in state.items() if name in parameters})
         if wrong:
             raise _Unfit(f"it holds NaN or infinity in {some(wrong)}")
@@ -130,7 +160,7 @@ def _check_optimizer(optimizer: Optimizer) -> None:
     if type(optimizer) not in RULES:
         return
     trial = copy.deepcopy(optimizer)
-    held = [parameter for group in trial.param_groups for parameter in group["params"]]
+    held = [parameter for group in trial.param_groups for parameter in group["params"] if parameter.requires_grad]
     for parameter in held:
         parameter.grad = torch.zeros_like(parameter)
     trial.step()

@@ -32,7 +32,8 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
         ValueError: loader is empty.
     """
     check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Pass the learner, MAXL(model, psi).")
-    check_loader(loader, "loader", required=True)
+    if maxl.ranks.size == 1:  # of several, one may have no part of the data
+        check_loader(loader, "loader", required=True)
     return evaluated(maxl, loader, "loader")
 
 

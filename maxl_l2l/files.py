@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PATIENCE = 15.0
 """Seconds to wait for a file's owner to go: data loader workers outlive a killed process, and its lock, by a few."""
 
@@ -79,14 +81,18 @@ def sole_writer(path: Path) -> Iterator[None]:
     except Timeout:
         raise BlockingIOError(
             f"`checkpoint` must be a file that no other run writes, found that one which still runs writes {path}. "
-            "Name another file, or wait for it to end."
+            f"Name another file, or wait for it to end. If none runs, remove {lock.lock_file}."
         ) from None
-    except NotImplementedError:  # the file system has no locks
-        yield
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        yield  # the file system has none
         return
     try:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            left.unlink(missing_ok=True)
+        parts = re.compile(rf"\.{re.escape(path.name)}\.(former|\w{{8}})\.part")  # and not those of longer names
+        for left in path.parent.iterdir():
+            if parts.fullmatch(left.name):
+                left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.received = 0
         self._former: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -39,13 +41,16 @@ class Interrupts:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._former.items():
+        while self._former:  # a signal may come meanwhile
+            number, handler = self._former.popitem()
             signal.signal(number, handler)
-        self._former.clear()
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
         self.__exit__()
+        if os.getpid() == self._process:
+            self.received = number
+        else:
+            signal.raise_signal(number)  # a process that was forked meanwhile ends as it would have
 
     def deliver(self, number: int) -> None:
         """Does what a signal would have done; a SIGTERM that would have killed the process ends it with status 143.

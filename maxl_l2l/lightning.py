@@ -355,9 +355,12 @@ class _PluginScaler(GradScaler):
         if new_scale is not None:
             self._scaler.update(new_scale)
 
-    def get_scale(self) -> float:
-        scale: float = self._scaler.get_scale()
-        return scale
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state_dict)
 
 
 def _part(batch: Any, name: str) -> Any:

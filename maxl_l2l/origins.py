@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .checks import some
@@ -16,7 +14,10 @@ def origin(bilevel: Bilevel, batch: Batch, meta_batch: Batch | None = None) -> O
     """Returns what was NaN or infinite before a step was computed; None if nothing was."""
     networks = {"network": bilevel.network, "generator": bilevel.generator}
     for kind, network in networks.items():
-        wrong = [name for name, parameter in network.named_parameters() if not _is_finite(parameter)]
+        # A frozen one may be infinite on purpose.
+        wrong = [
+            name for name, p in network.named_parameters() if not _is_finite(p, may_be_infinite=not p.requires_grad)
+        ]
         if wrong:
             return Origin(
                 f"{kind} parameters",
@@ -29,7 +30,7 @@ def origin(bilevel: Bilevel, batch: Batch, meta_batch: Batch | None = None) -> O
     for name, data in named:
         for tensor in tensors_of(data):
             # A mask in a mapping may well be infinite.
-            if not _is_finite(tensor) and (isinstance(data, Tensor) or bool(tensor.isnan().any())):
+            if not _is_finite(tensor, may_be_infinite=not isinstance(data, Tensor)):
                 return Origin("input", f"the input {name} is {_where(tensor)}", "Check the data.")
     for kind, network in networks.items():
         wrong = [name for name, buffer in network.named_buffers() if bool(buffer.isnan().any())]
@@ -40,8 +41,10 @@ def origin(bilevel: Bilevel, batch: Batch, meta_batch: Batch | None = None) -> O
     return None
 
 
-def _is_finite(tensor: Any) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.detach().isfinite().all())
+def _is_finite(tensor: Tensor, may_be_infinite: bool) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return not bool((tensor.isnan() if may_be_infinite else ~tensor.isfinite()).any())
 
 
 def _where(tensor: Tensor) -> str:

@@ -37,7 +37,7 @@ def within(
     """
     places, state = placed(module, parameters, buffers)
     state = {f"module.{place}": tensor for place, tensor in state.items()}
-    with _eagerly():
+    with _eagerly(module):
         result: ResultType = functional_call(_Caller(module), state, (function,), tie_weights=False)
     take_over(buffers, places, {place: state[f"module.{place}"] for place in places})
     return result
@@ -66,10 +66,17 @@ def take_over(buffers: dict[str, Tensor], places: Mapping[str, str], state: Mapp
     buffers.update((name, state[place]) for place, name in places.items() if name in buffers)
 
 
-def _eagerly() -> AbstractContextManager[object]:
+def _eagerly(module: nn.Module) -> AbstractContextManager[object]:
     """Runs what the user has compiled without its compiled code, which knows neither other parameters nor hooks, draws
     other dropout masks, and can't be differentiated forwards or twice."""
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+        if any(isinstance(one, torch._dynamo.OptimizedModule) or one._compiled_call_impl for one in module.modules()):
+            raise RuntimeError(
+                f"`model` must not be compiled, as torch {torch.__version__} can't leave out its compiled code. "
+                "Give the plain model, or use torch 2.6 or newer."
+            )
         return contextlib.nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance

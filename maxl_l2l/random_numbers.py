@@ -66,7 +66,8 @@ def _generators(loaders: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if id(holder) in seen or not hasattr(holder, "__dict__"):
             continue
         seen.add(id(holder))
-        yield from ((f"{path}.{name}", own) for name, own in _attributes(holder) if isinstance(own, KINDS))
+        found = ((f"{path}.{name}", own) for name, own in _attributes(holder) if isinstance(own, KINDS))
+        yield from (pair for pair in found if not isinstance(pair[1], random.SystemRandom))  # which has no state
         open_ends += [(f"{path}.{name}", own) for name, own in _attributes(holder) if name in PARTS]
 
 

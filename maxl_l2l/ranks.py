@@ -250,10 +250,10 @@ class Ranks:
             yield
 
     def _from_first(self, tensor: Tensor) -> Tensor:
-        """Rank 0's values, in place."""
+        """Rank 0's values, in place; as bytes, because gloo sends no int16, and with torch 2.7 no complex numbers."""
         assert self.group is not None
         with self._waiting():
-            dist.broadcast(tensor, src=dist.get_global_rank(self.group, 0), group=self.group)
+            dist.broadcast(tensor.view(torch.uint8), src=dist.get_global_rank(self.group, 0), group=self.group)
         return tensor
 
     @contextlib.contextmanager

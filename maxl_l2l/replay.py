@@ -7,7 +7,7 @@ at the batches that are not used up yet. So these are kept, and the way is gone 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .random_numbers import RandomNumbers
@@ -56,8 +56,8 @@ class Reader:
         """Returns where this pass stands."""
         return {"start": self.start, "last": list(self.last), "count": self.count}
 
-    def go_to(self, place: dict[str, Any]) -> list[Any]:
-        """Goes the way of another reader, to its place in an equal loader.
+    def go_to(self, place: dict[str, Any], leave: Callable[[], None]) -> list[Any]:
+        """Goes the way of another reader, to its place in an equal loader; leave is called at each batch.
 
         Returns:
             The first and the last batch on the way, if there was one. They are those of the other reader; the ones
@@ -72,12 +72,10 @@ class Reader:
             known = number - place["count"] + len(place["last"])
             if known >= 0:
                 self.numbers.restore(place["last"][known])
+            leave()
             last = self.next()
             if last is END:
-                raise ValueError(
-                    f"`{self.argument}` must yield the batches of the run that `checkpoint` is of, found {number} in "
-                    f"an epoch of which {place['count']} were done. Use the same dataset and batch size again."
-                )
+                raise ValueError(too_short(self.argument, number, place["count"]))
             first = last if number == 0 else first
         return [first, last] if place["count"] else []
 
@@ -119,15 +117,19 @@ class Pairs:
         self.done += 1
         self.place = self._here()
 
-    def go_to(self, place: dict[str, Any]) -> None:
+    def go_to(self, place: dict[str, Any], leave: Callable[[], None] = lambda: None) -> None:
         """Goes to the place of other pairs, of equal loaders, and puts the random numbers in the state they had there.
+
+        Args:
+            place: Of the others.
+            leave: Called at each batch on the way; may raise to leave it.
 
         Raises:
             ValueError: The loaders yield fewer batches than have been done.
         """
-        self.ends = self.main.go_to(place["main"])
+        self.ends = self.main.go_to(place["main"], leave)
         if self.meta is not None:
-            self.meta.go_to(place["meta"])
+            self.meta.go_to(place["meta"], leave)
         self.numbers.restore(place["random"])
         self.done, self.place = place["done"], place
 
@@ -163,3 +165,11 @@ def random_states(place: dict[str, Any]) -> list[dict[str, Any]]:
     readers = [reader for reader in (place["main"], place["meta"]) if reader is not None]
     found = [state for reader in readers for state in (reader["start"], *reader["last"]) if state is not None]
     return [*found, place["random"]]
+
+
+def too_short(argument: str, found: int, done: int) -> str:
+    """What to say of a loader that yields fewer batches than have been done."""
+    return (
+        f"`{argument}` must yield the batches of the run that `checkpoint` is of, found {found} in an epoch of which "
+        f"{done} were done. Use the same dataset and batch size again."
+    )

@@ -13,6 +13,7 @@ from .batches import given_labels, length, moved, set_epoch
 from .derivatives import StepResult
 from .errors import NonFiniteError
 from .evaluation import device_of, evaluated
+from .interrupts import Interrupted
 from .losses import SECOND_SOFTMAX, are_probabilities
 from .maxl import MAXL
 from .measures import Measured
@@ -49,14 +50,23 @@ class Run(RunState):
         """Trains for an epoch as :meth:`epoch` does; saves if that fails, and if a signal ends it."""
         try:
             return self.epoch(bar)
+        except Interrupted:
+            if not self.is_replaying:  # where nothing is new
+                self.stops()
+            return None
         except NonFiniteError as error:
             raise self.stopped(error) from error
         except Exception as error:
-            if self.maxl.ranks.size == 1 and self.signal:
+            if self.maxl.ranks.size == 1 and self.signal and not self.is_replaying:
                 self.stops()  # what has failed, failed of it: a terminal signals the workers of data loaders too
                 return None
             self.note(error)
             raise
+
+    def leave_if_signalled(self) -> None:
+        """Raises Interrupted if a signal has come; not in one of several ranks alone."""
+        if self.maxl.ranks.size == 1 and self.signal:
+            raise Interrupted
 
     def bar(self, epochs: int, progress: bool) -> Bar:
         """A progress bar that stands where the run does."""
@@ -160,8 +170,10 @@ class Run(RunState):
         """Yields batches and meta batches on the learner's device."""
         device = device_of(self.maxl)
         if place is not None:
+            self.is_replaying = True
             with self.maxl.ranks.call("a data loader"):
-                pairs.go_to(place)
+                pairs.go_to(place, self.leave_if_signalled)
+            self.is_replaying = False
             self.clock.start_step()
         while True:
             with self.maxl.ranks.call("a data loader"):  # the others are told if it raises

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import AuxiliaryLabelGenerator
-from .checkpoints import Checkpoint, unwritten
+from .batches import length
+from .checkpoint_file import former
+from .checkpoints import Buffers, Checkpoint, unwritten
 from .clock import Clock
 from .errors import NonFiniteError, add_note, is_out_of_memory
 from .evaluation import device_of
@@ -25,7 +27,7 @@ from .measures import Measured
 from .metrics import Metrics, hierarchy_of
 from .passes import cuda_devices
 from .random_numbers import RandomNumbers
-from .replay import Pairs, random_states
+from .replay import Pairs, random_states, too_short
 from .schedules import Step, stages
 from .settings import check_same_settings
 from .sources import LabelSource
@@ -75,6 +77,7 @@ class RunState:
         self.hierarchy = hierarchy_of(self.maxl)
         self.interrupts = Interrupts()
         self.place: dict[str, Any] = {}
+        self.is_replaying = False
         self.unsaved: OSError | None = None
 
     def start(self, epochs: int, resume: bool, held: ExitStack) -> None:
@@ -91,8 +94,14 @@ class RunState:
                 if self.maxl.ranks.rank == 0:
                     self.check_writable(self.checkpoint)
                     held.enter_context(sole_writer(self.checkpoint))
+                self.parts().check_readable()
                 if resume and self.checkpoint.exists():
                     self.restore(self.checkpoint)
+                elif resume and former(self.checkpoint).exists():
+                    raise FileNotFoundError(
+                        f"`checkpoint` must be there to go on from, found {former(self.checkpoint)} alone. Rename it "
+                        f"to {self.checkpoint.name} to go on from it, or begin again with resume=False."
+                    )
             self.maxl.ranks.totals("a run")
         self.maxl.ranks.check_same({"epochs": epochs, **self.common()}, "fit")
 
@@ -193,7 +202,7 @@ class RunState:
         last_good = path.with_name(f"{path.name}.stopped")
         last = path if path.exists() else "none yet"
         try:
-            self.save(last_good)
+            self.save(last_good, keep=False)
         except OSError as failure:
             return f"The last checkpoint is {last}; {last_good} could not be written: {failure}."
         return f"The last checkpoint is {last}; the parameters before this step are in {last_good}."
@@ -205,14 +214,14 @@ class RunState:
         except OSError as error:
             raise unwritten(path, error, self.saved) from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, keep: bool = True) -> None:
         """Saves the run as it was at the last step boundary."""
         if self.measured is None:
             own: dict[str, Any] = {"inside": None, "random": self.numbers.state()}
         else:
             place = self.place if self.pairs is None else self.pairs.place
             own = {"inside": {"stage": self.stage, "place": place, "measured": self.measured.state_dict()}}
-        self.parts().save(path, {"history": vars(self.history), "steps": self.steps}, own)
+        self.parts().save(path, {"history": vars(self.history), "steps": self.steps}, own, keep)
 
     def restore(self, path: Path) -> None:
         """Goes to where another run was saved; changes nothing if that was not one of the same settings."""
@@ -227,6 +236,9 @@ class RunState:
             )
         own = ranks[self.maxl.ranks.rank % len(ranks)]
         self.check_own(own, path)
+        count, batches = (0 if own["inside"] is None else own["inside"]["place"]["main"]["count"]), length(self.loader)
+        if batches is not None and count > batches:
+            raise ValueError(too_short("loader", batches, count))
         parts.restore(content, path)
         self.history.epochs, self.steps = progress["history"]["epochs"], progress["steps"]
         self.inside = own["inside"]
@@ -241,8 +253,7 @@ class RunState:
             for state in [own["random"]] if inside is None else random_states(inside["place"]):
                 self.numbers.restore(state)
             if inside is not None:
-                self.measures().load_state_dict(inside["measured"], device_of(self.maxl))
-                self.stages()[inside["stage"]]
+                self.check_inside(inside)
         except Exception as error:
             raise ValueError(
                 f"`checkpoint` must hold what fit() writes, found in {path} random numbers or measures that are none: "
@@ -251,11 +262,27 @@ class RunState:
         finally:
             self.numbers.restore(now)
 
+    def check_inside(self, inside: dict[str, Any]) -> None:
+        """Raises if a place inside an epoch is none of this run."""
+        found = self.measures()
+        found.load_state_dict(inside["measured"], device_of(self.maxl))
+        found.values()
+        if not 0 <= inside["stage"] < len(self.stages()) or type(inside["measured"]["steps"]) is not int:
+            raise ValueError(f"stage {inside['stage']} after {inside['measured']['steps']} steps")
+        has_meta = self.stages_with_meta(inside["stage"])
+        if has_meta != (inside["place"]["meta"] is not None):
+            raise ValueError(f"a place {'without' if has_meta else 'in'} a meta_loader")
+
+    def stages_with_meta(self, stage: int) -> bool:
+        """Whether a stage goes through a meta_loader of its own."""
+        return stage == len(self.stages()) - 1 and not (self.meta_loader is None or isinstance(self.meta_loader, str))
+
     def parts(self) -> Checkpoint:
         """What has a state."""
         return Checkpoint(
             {
                 "maxl": self.maxl,
+                "buffers": Buffers(self.maxl),
                 "experience": self.maxl.experience,
                 "optimizer": self.optimizer,
                 "generator_optimizer": self.generator_optimizer,

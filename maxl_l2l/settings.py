@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from .algorithm import AuxiliaryLabelGenerator
 from .maxl import MAXL
 from .metrics import hierarchy_of
+from .plain import plain
 
 VERSIONS = ("torch",)
 """What a run may go on with another one of."""
@@ -46,6 +47,7 @@ def joined_settings(own: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
         TypeError: What was given is no mapping, or holds what JSON has no word for.
         ValueError: It names one of the run's own.
     """
+    own = plain(dict(own))
     if given is None:
         return dict(own)
     if not isinstance(given, Mapping):
@@ -68,7 +70,14 @@ def joined_settings(own: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
 
 def check_same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Raises ValueError if a checkpoint's settings are not those of the run that is to go on from it."""
-    found, wanted = _flat(_plain(found)), _flat(_plain(wanted))
+    wanted = _flat(_plain(wanted))
+    try:
+        found = _flat(_plain(found))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`checkpoint` must hold what fit() writes, found in {path} settings that are no plain data: {error}. "
+            "Name another file."
+        ) from error
     names = [name for name in {**wanted, **found} if name not in VERSIONS]
     differences = [
         f"{name} {found.get(name, 'not given')} where this run has {wanted.get(name, 'none')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -179,7 +180,7 @@ def fit(
         schedule,
         meta_every,
         _given(micro_batches=None if micro_batches == 1 else micro_batches, max_grad_norm=max_grad_norm, scaler=scaler),
-        None if checkpoint is None else Path(checkpoint),
+        None if checkpoint is None else Path(checkpoint).resolve(),
         History(),
         Clock(checkpoint_minutes, time_limit),
         Metrics.of(metrics),
@@ -187,11 +188,17 @@ def fit(
     )
     run.history.settings = joined_settings(_settings(run, seed), settings)
     isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))
-    with only_run(), isolated, ExitStack() as held:
-        if seed is not None:
-            torch.manual_seed(int(seed))
-        run.start(epochs, resume, held)
-        run.train(epochs, wanted)
+    try:
+        with only_run(), isolated, ExitStack() as held:
+            if seed is not None:
+                torch.manual_seed(int(seed))
+            run.start(epochs, resume, held)
+            run.train(epochs, wanted)
+    except Exception:
+        if run.interrupts.received:  # the signal is not to be lost, nor the error
+            traceback.print_exc()
+            run.interrupts.deliver(run.interrupts.received)
+        raise
     if run.signal:
         _end(run)
     elif run.is_inside_an_epoch and checkpoint is None:

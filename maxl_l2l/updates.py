@@ -60,14 +60,15 @@ class Updates:
             NonFiniteError: Parameters, the state of an optimizer or buffers would become NaN or infinite.
         """
         undo = Undo([optimizer for optimizer, _ in steps.values()])
-        scale = None if self.scaler is None else self.scaler.get_scale()
+        scaling = None if self.scaler is None else self.scaler.state_dict()
         try:
             self._step(steps)
             undo.check_finite(steps, moved)
         except BaseException:
             undo.restore()
-            if self.scaler is not None and scale is not None:
-                self.scaler.update(scale)  # it forgets that it has stepped
+            if self.scaler is not None and scaling is not None:
+                self.scaler.update(scaling["scale"])  # it forgets that it has stepped
+                self.scaler.load_state_dict(scaling)
             raise
         write_buffers(moved)
 
@@ -99,7 +100,9 @@ class Undo:
         self.states = [(optimizer, _entries(optimizer)) for optimizer in optimizers]
         held = [p for optimizer, _ in self.states for group in optimizer.param_groups for p in group["params"]]
         self.grads = [(parameter, parameter.grad) for parameter in held]
-        state = [value for _, entries in self.states for own in entries.values() for value in own.values()]
+        self.groups = [(group, _others(group)) for optimizer, _ in self.states for group in optimizer.param_groups]
+        kept = [*(own for _, entries in self.states for own in entries.values()), *(own for _, own in self.groups)]
+        state = [value for own in kept if isinstance(own, Mapping) for value in own.values()]
         self.tensors = {id(tensor): tensor for tensor in (*held, *state) if isinstance(tensor, Tensor)}
         self.values = clones({number: tensor.detach() for number, tensor in self.tensors.items()})
 
@@ -107,7 +110,9 @@ class Undo:
         """Puts everything back."""
         for optimizer, entries in self.states:
             optimizer.state.clear()
-            optimizer.state.update((parameter, dict(own)) for parameter, own in entries.items())
+            optimizer.state.update(entries)
+        for group, others in self.groups:
+            group.update(others)
         for parameter, grad in self.grads:
             parameter.grad = grad
         copy_all((tensor.detach(), self.values[number]) for number, tensor in self.tensors.items())
@@ -116,7 +121,7 @@ class Undo:
         """Raises NonFiniteError if what steps and passes have moved is NaN or infinite now and was not before."""
         found: list[tuple[str, Tensor, Tensor | None]] = []
         for kind, (optimizer, grads) in steps.items():
-            states = [value for parameter in grads for value in optimizer.state.get(parameter, {}).values()]
+            states = [value for parameter in grads for value in dict(optimizer.state.get(parameter, {})).values()]
             found += [(f"{kind} parameters", parameter, self.values[id(parameter)]) for parameter in grads]
             found += [(f"state of the {kind}'s optimizer", own, self.values.get(id(own))) for own in _large(states)]
         for module, values in moved:
@@ -133,12 +138,22 @@ class Undo:
                 )
 
 
-def _entries(optimizer: Optimizer) -> dict[Any, dict[str, Any]]:
+def _entries(optimizer: Optimizer) -> dict[Any, Any]:
     """The entries of an optimizer's state; tensors among them are the optimizer's own."""
     return {
-        parameter: {name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in own.items()}
+        parameter: _copied(own) if isinstance(own, Mapping) else copy.deepcopy(own)
         for parameter, own in optimizer.state.items()
     }
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of values, in which tensors are the same ones."""
+    return {name: value if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in values.items()}
+
+
+def _others(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a group of parameters but for these."""
+    return _copied({name: value for name, value in group.items() if name != "params"})
 
 
 def _large(values: Iterable[Any]) -> list[Tensor]:

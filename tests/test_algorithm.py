@@ -1,5 +1,6 @@
 """The wrapper: learn2learn's interface, the general algorithm, and what bad input gets."""
 
+import contextlib
 import copy
 import pickle
 import re
@@ -319,6 +320,8 @@ def test_first_order_cuts_the_primary_path():
     assert all(p.grad is not None for p in maxl.module.parameters())
 
 
+# torch 2.4 warns of itself when a tensor is unpickled
+@pytest.mark.filterwarnings("ignore:You are using `torch.load` with `weights_only=False`:FutureWarning")
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda maxl: pickle.loads(pickle.dumps(maxl))], ids=["copy", "pickle"]
 )
@@ -644,3 +647,12 @@ def test_hypergradient_of_a_clone_says_where_to_call_it():
     learner = MAXL(nn.Linear(8, 2), [2, 2]).clone()
     with pytest.raises(ValueError, match="`hypergradient` needs a learner with parameters of its own, found a clone's"):
         learner.hypergradient(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))
+
+
+@pytest.mark.parametrize(("version", "fits"), [("2.4.1+cpu", False), ("2.8.0", False), ("2.9.0", True), ("2.15", True)])
+def test_compile_needs_a_torch_that_can(monkeypatch, version, fits):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)(version))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    maxl = MAXL(nn.Linear(8, 2), [2, 2])
+    with contextlib.nullcontext() if fits else pytest.raises(RuntimeError, match=f"found {re.escape(version)}"):
+        maxl.compile(backend="eager")

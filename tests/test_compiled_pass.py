@@ -11,8 +11,9 @@ from maxl_l2l import MAXL
 from maxl_l2l.compiled_pass import compile_options
 
 PSI = [3, 4]
-# What torch.compile itself warns of when it first loads, and its own use of what is deprecated.
 pytestmark = [
+    pytest.mark.skipif(torch.__version__ < "2.9", reason="maxl.compile() needs torch 2.9"),
+    # What torch.compile itself warns of when it first loads, and its own use of what is deprecated.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*layout contract:UserWarning"),

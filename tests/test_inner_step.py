@@ -5,7 +5,6 @@ import inspect
 
 import pytest
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
@@ -390,5 +389,6 @@ def test_what_holds_an_optimizer_and_is_none_of_its_class_is_refused():
 
 
 def test_wrapper_of_the_optimizers_class_is_looked_through():
+    wrapper = pytest.importorskip("lightning.pytorch.core.optimizer").LightningOptimizer
     optimizer = SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
-    assert InnerStep(LightningOptimizer(optimizer)).optimizer is optimizer
+    assert InnerStep(wrapper(optimizer)).optimizer is optimizer

@@ -1,11 +1,13 @@
 """Signals: the step is finished, the run is saved, and the process ends as the signal would have it."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -120,15 +122,65 @@ def test_signal_that_the_program_ignores_stays_ignored(tmp_path):
 
 
 def test_second_signal_ends_the_run_at_once():
+    late = []
+
     class Twice(Signals):
         def __getitem__(self, index):
             if index == 21:
                 os.kill(os.getpid(), signal.SIGINT)
-                raise AssertionError("the second signal came too late")
+                late.append(index)
             return super().__getitem__(index)
 
     with pytest.raises(KeyboardInterrupt):
         start(Twice(signal.SIGINT))
+    assert late == []
+
+
+def test_signal_is_not_lost_in_a_run_that_fails_of_something_else(capsys):
+    class Spoiled(Signals):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return (x * float("nan") if index == 21 else x), y
+
+    with pytest.raises(SystemExit) as caught:
+        start(Spoiled(signal.SIGTERM))
+    assert caught.value.code == 143
+    assert "NonFiniteError: stopped at step 3 (epoch 1)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that are forked")
+def test_process_that_is_forked_in_a_run_ends_by_signals_as_ever():
+    class Forks(Signals):
+        def __getitem__(self, index):
+            if index == 9:
+                process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+                process.start()
+                process.terminate()
+                process.join(10)
+                statuses.append(process.exitcode)
+                process.kill()
+            return super().__getitem__(index)
+
+    statuses = []
+    start(Forks(0), epochs=1)
+    assert statuses == [-signal.SIGTERM]
+
+
+def test_signal_is_looked_at_while_an_epoch_is_gone_over_again(tmp_path):
+    path, seen = tmp_path / "run.pt", []
+    start(Signals(0), checkpoint=path, time_limit=1e-9)  # one batch
+    start(Signals(0), checkpoint=path, time_limit=1e-9, resume=True)
+    before = path.read_bytes()
+
+    class Slow(Signals):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(Slow(signal.SIGINT, index=4), checkpoint=path, resume=True)
+    assert len(seen) == 8  # one of the two batches that were done
+    assert path.read_bytes() == before
 
 
 def test_workers_that_a_terminal_ends_too_do_not_hide_the_signal(tmp_path):

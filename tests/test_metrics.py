@@ -13,7 +13,6 @@ from pool import Pool
 from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.tensorboard import SummaryWriter
 
 import maxl_l2l.agreement
 from benchmarks import metrics_overhead
@@ -362,7 +361,7 @@ class TestFit:
         monkeypatch.setattr("maxl_l2l.clock.monotonic", lambda: next(now))
         options = {"checkpoint": tmp_path / "run.pt", "resume": True}
         assert len(run(learner(), loader(), time_limit=6, **options)) == 0
-        content = torch.load(options["checkpoint"])
+        content = torch.load(options["checkpoint"], weights_only=True)
         del content["ranks"][0]["inside"]["measured"]["labels"]  # as files had it before there were metrics
         torch.save(content, options["checkpoint"])
         first, second = run(learner(), loader(), metrics=True, **options).epochs
@@ -403,6 +402,7 @@ class TestFit:
         for name in LABELS - {"relative_label_entropy_per_class"}:
             assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
 
+    @pytest.mark.skipif(torch.__version__ < "2.9", reason="maxl.compile() needs torch 2.9")
     def test_compiled_passes_measure_the_same(self):
         plain, compiled = learner(nn.BatchNorm1d(16)), learner(nn.BatchNorm1d(16))
         compiled.compile(backend="aot_eager")
@@ -412,7 +412,7 @@ class TestFit:
 
     def test_step_that_a_scaler_skips_leaves_no_infinity_in_the_history(self):
         maxl = learner()
-        with torch.autocast("cpu", torch.float16):
+        with torch.autocast("cpu", torch.float16), pytest.warns(RuntimeWarning, match="`scaler` skipped all"):
             history = run(maxl, loader(), 1, metrics=True, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
         assert history.epochs[0]["skipped"] > 0
         assert math.isfinite(history.epochs[0].get("hypergradient_norm", 0.0))
@@ -442,7 +442,8 @@ class TestFit:
         history.save(tmp_path / "history.json")
         assert History.load(tmp_path / "history.json").epochs == history.epochs
 
-    def test_bar_shows_them(self, capsys):
+    def test_bar_shows_them(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "300")
         fit(learner(), loader(), 1, progress=True, metrics=Metrics(gradient_cosine=1))
         shown = capsys.readouterr().err
         assert "label_entropy=" in shown
@@ -455,7 +456,7 @@ class TestFit:
             ({"metrics": 1}, TypeError, "`metrics` must be True, False or Metrics(...), found int."),
             ({"logger": "runs"}, TypeError, "`logger` must be a SummaryWriter of torch.utils.tensorboard, a logger of"),
             ({"logger": [object()]}, TypeError, "or a list of these, found object. Write logger=SummaryWriter("),
-            ({"logger": SummaryWriter}, TypeError, "or a list of these, found the class SummaryWriter. Write logger="),
+            ({"logger": Hierarchy}, TypeError, "or a list of these, found the class Hierarchy. Write logger="),
             ({"log_every": 0}, ValueError, "`log_every` must be at least 1, found 0. Use 1 to log every step."),
         ],
     )
@@ -507,7 +508,9 @@ class TestLoggers:
         assert scalars(record) == expected
 
     def test_tensorboard_reads_them_back(self, tmp_path):
+        pytest.importorskip("tensorboard")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(tmp_path) as writer:
             history = run(learner(), loader(), metrics=True, logger=[writer, Recorder()], log_every=1)
@@ -519,9 +522,7 @@ class TestLoggers:
         assert len(read.Scalars("step/meta_loss")) == 8
 
     def test_lightnings_own_logger_takes_them(self, tmp_path):
-        from lightning.pytorch.loggers import CSVLogger
-
-        logger = CSVLogger(tmp_path)
+        logger = pytest.importorskip("lightning.pytorch.loggers").CSVLogger(tmp_path)
         run(learner(), loader(), metrics=True, logger=logger)
         text = next(tmp_path.rglob("metrics.csv")).read_text()
         assert "label_entropy" in text.splitlines()[0]
@@ -720,6 +721,7 @@ def test_ranks_measure_what_one_process_does(pool):
 
 
 def test_what_metrics_cost_is_measured():
+    pytest.importorskip("tensorboard")
     found = metrics_overhead.measure("mlp", batch=4, iterations=2, repeats=2)
     assert [row["entrant"] for row in found["rows"]] == list(metrics_overhead.TITLES)
     assert all(row["seconds"]["median"] > 0 for row in found["rows"])

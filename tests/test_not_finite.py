@@ -301,3 +301,19 @@ def test_skipped_steps_are_counted_and_an_epoch_of_nothing_else_is_warned_of():
         history = fit(maxl, loader(x, y), 1, scaler=scaler, progress=False)
     assert history["skipped"] == [4]
     assert caught[0].filename == __file__
+
+
+def test_options_and_counts_that_an_optimizer_keeps_elsewhere_are_put_back():
+    maxl, one, two = made(torch.optim.SGD)
+    two.state["count"] = 1
+    two.param_groups[0]["k"] = 1
+
+    def count(optimizer, *_):
+        optimizer.state["count"] += 1
+        optimizer.param_groups[0]["k"] += 1
+        raise RuntimeError("the optimizer fails")
+
+    two.register_step_post_hook(count)
+    with pytest.raises(RuntimeError, match="the optimizer fails"):
+        maxl.step(*batch(), one, two)
+    assert (two.state["count"], two.param_groups[0]["k"]) == (1, 1)

@@ -51,6 +51,7 @@ ORDER = (
     "sync_norm",
     "derivatives",
     "random_numbers",
+    "plain",
     "snapshots",
     "meter",
     "micro_batches",
@@ -120,7 +121,7 @@ OPTIONAL = (
     "transformers",
 )
 CORE = {"filelock", "numpy", "torch"}
-TARGETS = ("demo", "docs", "bench", "faults", "test", "lint", "package", "clean", "help")
+TARGETS = ("demo", "docs", "bench", "faults", "test", "oldest", "lint", "package", "clean", "help")
 
 
 def run(*command: str) -> str:
@@ -174,6 +175,14 @@ def test_build_ships_every_module_and_the_typed_marker_and_requires_what_torch_d
     assert shipped == {f"{room.replace('.', '/')}.py" for room in ROOMS} | {"py.typed", "reporting/__init__.py"}
     core = (tmp_path / "maxl_l2l.egg-info" / "requires.txt").read_text().split("[", maxsplit=1)[0]
     assert {re.match(r"[\w-]+", line)[0] for line in core.split()} == CORE
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_setup_claims() -> None:
+    line = re.search(r"^OLDEST := (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
+    oldest = dict(pin.split("==") for pin in line.split())
+    claims = re.findall(r'"([\w-]+)>=([\d.]+)[",]', (ROOT / "setup.py").read_text())
+    assert {name: version for name, version in claims if name in oldest} == oldest
+    assert {"torch", "numpy"} <= set(oldest)
 
 
 def test_import_loads_no_optional_package() -> None:

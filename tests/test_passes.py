@@ -1,9 +1,10 @@
 """What surrounds virtual passes: copies of buffers, and buffers written back."""
 
+import pytest
 import torch
 from torch import nn
 
-from maxl_l2l.passes import clones, copy_all, write_buffers
+from maxl_l2l.passes import clones, copy_all, virtual_pass, write_buffers
 
 
 def test_copy_all_copies_tensors_of_every_kind():
@@ -47,3 +48,16 @@ def test_write_buffers_copies_in_place_and_lets_a_buffer_grow():
     assert module.seen is before["seen"]
     assert module.seen.tolist() == [3, 4]
     assert module.left.tolist() == [1]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_refused_where_its_compiled_code_can_not_be_left_out(monkeypatch, in_place):
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)  # as before torch 2.6
+    model = nn.Sequential(nn.Linear(2, 3))
+    if in_place:
+        model.compile(backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    parameters = dict(model.named_parameters())
+    with pytest.raises(RuntimeError, match=r"`model` must not be compiled, as torch .* Give the plain model, or"):
+        virtual_pass(model, parameters, {}, torch.zeros(1, 2))

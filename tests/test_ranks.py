@@ -2,15 +2,11 @@
 
 import copy
 import itertools
-import json
 import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +18,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import maxl_l2l.clock
 import maxl_l2l.ranks
-from benchmarks.ranks import measure, table
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError, RandomLabels, evaluate, fit
 from maxl_l2l.ranks import Ranks, buckets
 from maxl_l2l.reduction import Reduction
@@ -406,6 +401,7 @@ class Counting(nn.Module):
         self.register_buffer("last", torch.zeros(8))
         self.register_buffer("phase", torch.zeros(2, dtype=torch.complex128))
         self.register_buffer("large", torch.tensor(2**60 + 1))
+        self.register_buffer("small", torch.tensor(0, dtype=torch.int16))
 
     def forward(self, x):
         self.seen += len(x)
@@ -413,6 +409,7 @@ class Counting(nn.Module):
         self.mask[0] += 1
         self.phase += 1j * len(x)
         self.large += 1
+        self.small += len(x)
         return x
 
 
@@ -438,6 +435,7 @@ def test_statistics_of_batch_norm_are_averaged_and_other_buffers_are_rank_0s(poo
     assert torch.equal(first["0.mask"], torch.tensor([1.0, -torch.inf], dtype=torch.float64))
     assert torch.equal(first["0.phase"], torch.full((2,), 3j, dtype=torch.complex128))
     assert first["0.large"] == 2**60 + 2
+    assert first["0.small"] == 3
     torch.testing.assert_close(first["0.last"], x[:3].sum(dim=0))
 
 
@@ -1030,43 +1028,3 @@ def test_a_process_alone_exchanges_nothing():
     assert ranks.gathered(3) == [3]
     assert ranks.totals("", 4, 5) == (4, 5)
     mlp().end_epoch()
-
-
-def test_example_starts_with_torchrun_and_ranks_stay_in_step():
-    example = Path(__file__).parents[1] / "examples" / "distributed.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(example), "--epochs", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"2 processes, test accuracy \d\d\.\d\d %", done.stdout)
-    assert "the same in all processes: True" in done.stdout
-
-
-PAGE = (Path(__file__).parents[1] / "docs" / "many_processes.md").read_text()
-
-
-def shown(name):
-    """What stands between two marks of the page."""
-    return re.search(f"<!-- {name} -->\n(.*?)<!-- /{name} -->", PAGE, flags=re.DOTALL)[1]
-
-
-def test_page_shows_what_its_model_says(capsys):
-    exec(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[-1], {})
-    assert shown("model").split("|---|---|---|---|\n")[1] == capsys.readouterr().out
-
-
-def test_page_shows_what_was_measured():
-    results = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu-ranks.json"
-    for found in json.loads(results.read_text())["ranks"]:
-        assert table(found["rows"]) in shown("ranks")
-    assert f"medians of {json.loads(results.read_text())['settings']['repeats']} repeats" in " ".join(PAGE.split())
-
-
-def test_measuring_counts_bytes_and_times_every_entrant():
-    found = measure("vgg-1x5-0.1", batch=8, ranks=2, repeats=2)
-    network, generator = found["parameter_bytes"]
-    assert 2 * network + generator < found["bytes"] < 3 * (network + generator)
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found["seconds"].values())
-    lines = table(found["rows"]).splitlines()
-    assert len(lines) == 2 + 6
-    assert lines[3].startswith("| MAXL, 2 ranks, a part each |")

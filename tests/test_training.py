@@ -184,6 +184,7 @@ def test_regression_has_no_accuracy():
 
 def test_progress_bar_shows_losses_accuracy_and_sub_classes(monkeypatch):
     written = io.StringIO()
+    monkeypatch.setenv("COLUMNS", "300")
     bars = maxl_l2l.progress.tqdm
     monkeypatch.setattr(maxl_l2l.progress, "tqdm", lambda **options: bars(**options, file=written, ncols=300))
     fit(learner(), loader(), 2, test_loader=loader(), schedule="epoch", progress=True)

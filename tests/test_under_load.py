@@ -1,14 +1,18 @@
 """What fails around a run: workers, disks, folders, memory, other runs, other threads."""
 
 import copy
+import errno
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faults import program
@@ -16,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import maxl_l2l.files
-from maxl_l2l import MAXL, check_model, fit
+from maxl_l2l import MAXL, LabelGenerator, NonFiniteError, check_model, fit
 
 TESTS = Path(__file__).parent
 
@@ -170,7 +174,7 @@ def holds(path, ready, leave):
 
 def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_path, monkeypatch):
     monkeypatch.setattr(maxl_l2l.files, "PATIENCE", 0.2)
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
     process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave))
     process.start()
@@ -188,12 +192,12 @@ def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_pa
 
 
 def test_first_run_being_killed_lets_the_second_one_begin_and_its_parts_are_removed(tmp_path):
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
     process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave))
     process.start()
     assert ready.wait(60)
-    (tmp_path / ".run.pt.abc.part").write_bytes(b"half")
+    (tmp_path / ".run.pt.abcdefgh.part").write_bytes(b"half")
     process.kill()
     process.join()
     start(DataLoader(data(), 8), tmp_path / "run.pt")
@@ -369,3 +373,145 @@ def test_second_fit_in_a_process_is_refused_clearly():
     start(Nested(), epochs=1)
     assert [type(error) for error in refused] == [RuntimeError]
     assert len(start(DataLoader(data(), 8))[0]) == 2
+
+
+def test_process_that_is_forked_while_a_thread_computes_can_compute_too():
+    _, steps = stepping(1, count=10)
+    statuses, done = [], threading.Event()
+
+    def fork():
+        while not done.is_set() and len(statuses) < 3:
+            process = multiprocessing.get_context("fork").Process(target=stepping(2, count=1)[1])
+            process.start()
+            process.join(60)
+            statuses.append(process.exitcode)
+            process.kill()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of a fork in a process with threads
+        assert in_threads(steps, fork) == []
+    done.set()
+    assert statuses == [0] * len(statuses) != []
+
+
+# ---- what a checkpoint holds
+
+
+def wave(epoch):
+    return 0.5 * (1 + np.cos(epoch / 4))
+
+
+def numpys(**given):
+    """A run whose numbers are NumPy's."""
+    maxl = MAXL(program.learner().module, [2, 3], gamma=np.float64(2.0), entropy_weight=np.float32(0.25))
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=np.float64(0.1), momentum=0.9)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, wave)]
+    options = {"optimizer": optimizer, "schedulers": schedulers, "max_grad_norm": np.float64(1.0), "progress": False}
+    history = fit(maxl, DataLoader(data(), 8), 2, seed=1, **options, **given)
+    return [record["primary_loss"] for record in history.epochs], maxl.state_dict()
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    whole = numpys()
+    numpys(checkpoint=tmp_path / "run.pt", time_limit=1e-9)
+    assert program.same(numpys(checkpoint=tmp_path / "run.pt", resume=True), whole)
+
+
+def test_state_that_could_not_be_loaded_again_is_told_of_before_training(tmp_path):
+    class Places:
+        def __init__(self):
+            self.path = tmp_path
+
+        def __call__(self, epoch):
+            return 1.0
+
+    maxl = program.learner()
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, Places())]
+    message = "must hold tensors and plain data alone, found something else in the state of scheduler 0: .*Path"
+    with pytest.raises(ValueError, match=message):
+        fit(
+            maxl, [tuple(data().tensors)], 1, optimizer=optimizer, schedulers=schedulers, checkpoint=tmp_path / "run.pt"
+        )
+
+
+class Unusual(nn.Module):
+    """A frozen parameter of integers, one that is infinite on purpose, and a buffer that state_dict leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([3, 2, 1, 0]), requires_grad=False)
+        self.mask = nn.Parameter(torch.tensor([0.0, 0.0, 0.0, -torch.inf]), requires_grad=False)
+        self.register_buffer("mean", torch.zeros(4), persistent=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+        return self.head((x[:, self.order] - self.mean) * self.mask.exp())
+
+
+def test_unusual_parameters_and_buffers_are_gone_on_from(tmp_path):
+    def run(**options):
+        torch.manual_seed(0)
+        maxl = MAXL(Unusual(), [2, 3], generator=LabelGenerator(nn.Linear(4, 5), [2, 3]))
+        adam = torch.optim.Adam(maxl.network.parameters(), lr=0.1)
+        history = fit(maxl, DataLoader(data(), 8), 2, optimizer=adam, seed=1, progress=False, **options)
+        return [record["primary_loss"] for record in history.epochs], dict(maxl.named_buffers()), maxl.state_dict()
+
+    whole = run()
+    run(checkpoint=tmp_path / "run.pt", time_limit=1e-9)
+    assert program.same(run(checkpoint=tmp_path / "run.pt", resume=True), whole)
+    maxl = MAXL(Unusual(), [2, 3], generator=LabelGenerator(nn.Linear(4, 5), [2, 3]))
+    x, y = data(8).tensors
+    with pytest.raises(NonFiniteError) as caught:
+        maxl.hypergradient(x * torch.nan, y)
+    assert caught.value.term == "input"
+
+
+def test_checkpoint_whose_earlier_one_alone_is_left_is_asked_for(tmp_path):
+    path = tmp_path / "run.pt"
+    start(DataLoader(data(), 8), path)
+    path.unlink()
+    message = r"`checkpoint` must be there to go on from, found .*run\.pt\.previous alone\. Rename it to run\.pt to go"
+    with pytest.raises(FileNotFoundError, match=message):
+        start(DataLoader(data(), 8), path, resume=True)
+    assert steps(f"{path}.previous") == 6
+
+
+def test_parts_of_another_run_s_file_are_left_alone(tmp_path):
+    (tmp_path / ".run.pt.seed1.abcdefgh.part").write_bytes(b"half")
+    (tmp_path / ".run.pt.abcdefgh.part").write_bytes(b"half")
+    start(DataLoader(data(), 8), tmp_path / "run.pt")
+    assert [file.name for file in tmp_path.glob(".*.part")] == [".run.pt.seed1.abcdefgh.part"]
+
+
+def test_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert len(start(DataLoader(data(), 8), tmp_path / "run.pt")[0]) == 2
+
+
+def test_link_to_a_checkpoint_stays_one_and_a_folder_that_changes_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run.pt").symlink_to(tmp_path / "scratch" / "run.pt")
+    monkeypatch.chdir(tmp_path)
+
+    class Moves(TensorDataset):
+        def __getitem__(self, index):
+            monkeypatch.chdir(tmp_path.parent)
+            return super().__getitem__(index)
+
+    start(DataLoader(Moves(*data().tensors), 8), "run.pt")
+    assert (tmp_path / "run.pt").is_symlink()
+    assert steps(tmp_path / "scratch" / "run.pt") == 12
+
+
+def test_random_numbers_without_a_state_are_left_alone():
+    dataset = data()
+    dataset.numbers = random.SystemRandom()
+    assert len(start(DataLoader(dataset, 8))[0]) == 2

@@ -277,6 +277,13 @@ def altered(good: bytes, inside: bytes) -> Iterator[Bad]:
         ("steps below 0", ("progress", "steps"), -1, CONTENT + ".*progress.steps is -1"),
         ("a history that is a list", ("progress", "history"), [], CONTENT + ".*progress.history is a list"),
         ("settings that are a text", ("progress", "history", "settings"), "", CONTENT + ".*settings is a str"),
+        (
+            "settings that hold a tensor",
+            ("progress", "history", "settings", "a"),
+            nan * shape,
+            CONTENT + ".*settings that",
+        ),
+        ("settings with a pair as key", ("progress", "history", "settings", (1, 2)), 1, CONTENT + ".*settings that"),
         ("epochs that are a text", ("progress", "history", "epochs"), "2", CONTENT + ".*epochs is a str"),
         ("a record that is a number", ("progress", "history", "epochs"), [1], CONTENT + ".*record of epoch 1"),
         ("a record of epoch 5", ("progress", "history", "epochs", 0, "epoch"), 5, CONTENT + ".*record of epoch 1"),
@@ -304,7 +311,16 @@ def altered(good: bytes, inside: bytes) -> Iterator[Bad]:
     inner: list[tuple[str, tuple[Any, ...], Any, str]] = [
         ("a place that is a number", place, 3, ".*place inside an epoch"),
         ("a stage that is a text", (*place, "stage"), "0", ".*place inside an epoch"),
-        ("a stage that there is not", (*place, "stage"), 7, ".*IndexError"),
+        ("a stage that there is not", (*place, "stage"), 7, ".*stage 7 after"),
+        ("a stage below 0", (*place, "stage"), -1, ".*stage -1 after"),
+        (
+            "a place in a meta_loader",
+            (*place, "place", "meta"),
+            {"start": None, "last": [], "count": 0},
+            ".*meta_loader",
+        ),
+        ("steps that are a text", (*place, "measured", "steps"), "3", ".*stage 0 after 3 steps"),
+        ("sums that are texts", (*place, "measured", "sums", "primary_loss"), "far", ".*ValueError"),
         ("a place in the data that is a text", (*place, "place"), "", ".*place inside an epoch"),
         ("batches below 0", (*place, "place", "done"), -1, ".*place in the data"),
         ("a count that is a text", (*place, "place", "main", "count"), "3", ".*place in the data"),
@@ -313,6 +329,9 @@ def altered(good: bytes, inside: bytes) -> Iterator[Bad]:
         ("measures that are a text", (*place, "measured"), "", ".*place inside an epoch"),
         ("measures that are empty", (*place, "measured"), {}, ".*KeyError"),
     ]
+    content = _with(loaded(inside), (*place, "place", "main", "count"), 10**12)
+    message = "`loader` must yield the batches of the run that `checkpoint` is of, found 6 in an epoch of which 1000000"
+    yield Bad("more batches than there are", saved(content), message)
     for name, path, value, message in inner:
         yield Bad(name, saved(_with(loaded(inside), path, value)), re.escape(CONTENT) + message)
 
