@@ -28,7 +28,7 @@ def start_server() -> None:
     former = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
-        CONTEXT.set_forkserver_preload([program.__name__])
+        CONTEXT.set_forkserver_preload([program.__name__, "torch._dynamo"])  # which the first step imports
         ensure_running()
     finally:
         del os.environ["PYTHONPATH"]
