@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "kills": kills.figures,
     "files": hostile.figures,
     "properties": properties.figures,
-    "mutants": mutants.figures,
+    "mutants": partial(mutants.figures, jobs=2),
     "calls": calls.figures,
     "growth": flat.figures,
 }

@@ -834,17 +834,26 @@ MUTANTS = [
     *_mutants(
         "interrupts.py",
         "test_interrupts.py",
-        ("a signal is forgotten", "        self.received = number\n", ""),
+        ("a signal is forgotten", "            self.received = number\n", "            pass\n"),
         (
             "a second signal is held back too",
-            "        self.received = number\n        self.__exit__()\n",
-            "        self.received = number\n",
+            "        self.__exit__()\n        if os.getpid() ==",
+            "        if os.getpid() ==",
+        ),
+        (
+            "a forked process holds signals back",
+            "            signal.raise_signal(number)  # a",
+            "            pass  # a",
         ),
     ),
     *_mutants(
-        "concurrency.py",
+        "algorithm.py",
         "test_under_load.py",
-        ("threads compute at the same time", "COMPUTING = threading.RLock()", "COMPUTING = contextlib.nullcontext()"),
+        (
+            "threads compute at the same time",
+            "with COMPUTING, self.ranks.call(method.__name__):",
+            "with self.ranks.call(method.__name__):",
+        ),
     ),
     *_mutants(
         "random_numbers.py",
@@ -885,7 +894,11 @@ MUTANTS = [
     *_mutants(
         "origins.py",
         "test_not_finite.py",
-        ("the input is not looked at", "if not _is_finite(tensor) and (", "if False and ("),
+        (
+            "the input is not looked at",
+            "if not _is_finite(tensor, may_be_infinite=not isinstance(data, Tensor)):",
+            "if False:",
+        ),
     ),
     *_mutants(
         "files.py",
