@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 
 HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
 
+ENTERED: list[Interrupts] = []
+"""Those that hold back signals of this process."""
+
 
 class Interrupted(Exception):
     """Work that can be done again is left, as a signal has come."""
@@ -30,9 +33,9 @@ class Interrupts:
     def __init__(self) -> None:
         self.received = 0
         self._former: dict[int, Any] = {}
-        self._process = os.getpid()
 
     def __enter__(self) -> Interrupts:
+        ENTERED.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in HELD:
                 handler = signal.getsignal(number)
@@ -44,13 +47,12 @@ class Interrupts:
         while self._former:  # a signal may come meanwhile
             number, handler = self._former.popitem()
             signal.signal(number, handler)
+        if self in ENTERED:
+            ENTERED.remove(self)
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
         self.__exit__()
-        if os.getpid() == self._process:
-            self.received = number
-        else:
-            signal.raise_signal(number)  # a process that was forked meanwhile ends as it would have
+        self.received = number
 
     def deliver(self, number: int) -> None:
         """Does what a signal would have done; a SIGTERM that would have killed the process ends it with status 143.
@@ -68,6 +70,15 @@ class Interrupts:
             if self.received:
                 raise Interrupted
             yield batch
+
+
+def _after_fork() -> None:
+    for one in tuple(ENTERED):
+        one.__exit__()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)  # a process that a run starts ends by signals as it would have
 
 
 def _exit(number: int) -> NoReturn:

@@ -128,7 +128,7 @@ class Run(RunState):
     def check_logits(self, result: StepResult) -> None:
         """Warns if the model gives probabilities, of which the loss takes a second softmax."""
         if isinstance(self.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
-            warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=7)
+            warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=8)
 
     def gradient_cosine(self, batch: Any, measured: Measured) -> Tensor | None:
         """The gradient cosine at the parameters that a step starts from, if it is wanted and its turn."""
@@ -144,7 +144,7 @@ class Run(RunState):
         self.loggers.epoch(self.steps, record)
         if self.metrics is not None and self.hierarchy is not None:
             patience = self.metrics.patience if self.source.learns_from_meta_gradient else None
-            warn_of_collapse(self.history.epochs, self.hierarchy, patience, stacklevel=4)
+            warn_of_collapse(self.history.epochs, self.hierarchy, patience, stacklevel=5)
 
     def warn_of_numbers(self, record: dict[str, Any], steps: int) -> None:
         """Warns of an epoch in which nothing was learned, or of a test loss that is not finite."""
@@ -155,7 +155,7 @@ class Run(RunState):
                 f"`test_loader` gave a loss of {loss} after epoch {number}. Check its data, and what the model does in "
                 "evaluation mode alone.",
                 RuntimeWarning,
-                stacklevel=7,
+                stacklevel=8,
             )
         if scaler is not None and record["skipped"] == steps:
             warnings.warn(
@@ -163,7 +163,7 @@ class Run(RunState):
                 "now. If that goes on, gradients are not finite whatever the scale: use bfloat16, or look for what "
                 "overflows.",
                 RuntimeWarning,
-                stacklevel=7,
+                stacklevel=8,
             )
 
     def batches(self, pairs: Pairs, place: dict[str, Any] | None) -> Iterator[tuple[Any, Any]]:

@@ -187,23 +187,28 @@ def fit(
         Loggers(logger, log_every),
     )
     run.history.settings = joined_settings(_settings(run, seed), settings)
-    isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))
-    try:
-        with only_run(), isolated, ExitStack() as held:
-            if seed is not None:
-                torch.manual_seed(int(seed))
-            run.start(epochs, resume, held)
-            run.train(epochs, wanted)
-    except Exception:
-        if run.interrupts.received:  # the signal is not to be lost, nor the error
-            traceback.print_exc()
-            run.interrupts.deliver(run.interrupts.received)
-        raise
+    _train(run, epochs, resume, seed, wanted)
     if run.signal:
         _end(run)
     elif run.is_inside_an_epoch and checkpoint is None:
         _warn_of_what_is_lost(run.history)
     return run.history
+
+
+def _train(run: Run, epochs: int, resume: bool, seed: int | None, progress: bool) -> None:
+    """Trains, the only run in this process, with random numbers of its own if there is a seed."""
+    isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(run.maxl))
+    try:
+        with only_run(), isolated, ExitStack() as held:
+            if seed is not None:
+                torch.manual_seed(int(seed))
+            run.start(epochs, resume, held)
+            run.train(epochs, progress)
+    except Exception:
+        if run.interrupts.received:  # the signal is not to be lost, nor the error
+            traceback.print_exc()
+            run.interrupts.deliver(run.interrupts.received)
+        raise
 
 
 def _end(run: Run) -> None:

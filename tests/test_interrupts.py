@@ -148,13 +148,20 @@ def test_signal_is_not_lost_in_a_run_that_fails_of_something_else(capsys):
     assert "NonFiniteError: stopped at step 3 (epoch 1)" in capsys.readouterr().err
 
 
+def sleeps(started):
+    started.set()
+    time.sleep(60)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that are forked")
 def test_process_that_is_forked_in_a_run_ends_by_signals_as_ever():
     class Forks(Signals):
         def __getitem__(self, index):
             if index == 9:
-                process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+                started = multiprocessing.Event()
+                process = multiprocessing.get_context("fork").Process(target=sleeps, args=(started,))
                 process.start()
+                assert started.wait(10)  # Python drops signals that come while it forks
                 process.terminate()
                 process.join(10)
                 statuses.append(process.exitcode)

@@ -834,17 +834,13 @@ MUTANTS = [
     *_mutants(
         "interrupts.py",
         "test_interrupts.py",
-        ("a signal is forgotten", "            self.received = number\n", "            pass\n"),
+        ("a signal is forgotten", "        self.received = number\n", "        pass\n"),
         (
             "a second signal is held back too",
-            "        self.__exit__()\n        if os.getpid() ==",
-            "        if os.getpid() ==",
+            "        self.__exit__()\n        self.received",
+            "        self.received",
         ),
-        (
-            "a forked process holds signals back",
-            "            signal.raise_signal(number)  # a",
-            "            pass  # a",
-        ),
+        ("a forked process holds signals back", "        one.__exit__()\n", "        pass\n"),
     ),
     *_mutants(
         "algorithm.py",
