@@ -806,7 +806,7 @@ MUTANTS = [
         "test_survivors.py",
         (
             "a run with a seed moves the random state",
-            "isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(maxl))",
+            "isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(run.maxl))",
             "isolated = nullcontext()",
             "test_training.py::test_seed_decides_the_run_and_leaves_the_random_state",
         ),
