@@ -21,6 +21,15 @@ from maxl_l2l.interrupts import Interrupted, Interrupts
 TESTS = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """A program that was started in the background of a shell ignores SIGINT, and so would those that it starts."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, former[0])
+    signal.signal(signal.SIGTERM, former[1])
+
+
 class Signals(TensorDataset):
     """Data that send this process a signal with one of their samples, the first time."""
 

@@ -924,6 +924,7 @@ def test_place_inside_an_epoch_is_of_as_many_processes(pool, tmp_path):
 
 def signalled(rank, folder, number):
     """A run of 4 epochs of which rank 1 alone gets a signal, with a batch of the second one; then what is left."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
 
     class Data(TensorDataset):
         def __getitem__(self, index):

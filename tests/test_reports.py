@@ -1,5 +1,6 @@
 """The report: one page that needs nothing else, figures that show the right things, and no harm to what is finished."""
 
+import argparse
 import base64
 import importlib
 import inspect
@@ -628,7 +629,8 @@ def test_the_digits_example_writes_a_report_from_its_runs(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(ROOT / "examples")
     digits = importlib.import_module("digits")
     threads = torch.get_num_threads()
-    runs = [digits.train((name, 0, 1, 0.01, 2.0)) for name in ("single", "maxl")]
+    chosen = argparse.Namespace(epochs=1, lr=0.01, gamma=2.0, out=tmp_path, resume=False)
+    runs = [digits.train((name, 0, chosen)) for name in ("single", "maxl")]
     torch.set_num_threads(threads)
     histories, learners = ([run.pop(key, None) for run in runs] for key in ("history", "learner"))
     assert all(
