@@ -795,9 +795,10 @@ def test_a_step_is_one_plain_step_of_the_network(recipe):
     maxl.step(*recipe.batch, optimizer, generator_optimizer, **recipe.options)
     torch.manual_seed(7)
     plain_step(twin, twin_optimizer, recipe)
-    torch.testing.assert_close(maxl.network.state_dict(), twin.network.state_dict(), rtol=1e-8, atol=1e-9)
+    # RMSprop and its like divide gradients that are zero but for rounding by their size.
+    torch.testing.assert_close(maxl.network.state_dict(), twin.network.state_dict(), rtol=1e-8, atol=1e-6)
     torch.testing.assert_close(dict(maxl.named_buffers()), dict(twin.named_buffers()), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(optimizer.state_dict(), twin_optimizer.state_dict(), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(optimizer.state_dict(), twin_optimizer.state_dict(), rtol=1e-8, atol=1e-6)
 
 
 @holds_for(100, real_optimizers())
