@@ -9,7 +9,7 @@ OLDEST := torch==2.4 numpy==1.23.2 torchvision==0.19 scikit-learn==1.2 tqdm==4.6
 OLDEST_VENV := .venv-oldest
 # The rooms of the core. Left out is torch.compile, and what needs other packages: reports, Lightning, learn2learn, higher.
 CORE := algorithm calls cloning copies differences files forward_mode heads hierarchy hypergradient inner_step \
-	losses memory meter metrics model_check networks not_finite passes ranks resume snapshots sources training updates
+	losses meter networks not_finite passes snapshots sources training updates
 
 BENCH ?= --growth
 

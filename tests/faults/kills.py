@@ -48,7 +48,8 @@ def killed_or_done(folder: Path, moment: int | None, workers: int) -> None:
     if moment is not None:
         _die_at(moment)
     result = program.trained(folder / "run.pt", workers)
-    torch.save(result, folder / "result.pt")
+    torch.save(result, folder / "result.part")
+    (folder / "result.part").rename(folder / "result.pt")  # it may be killed here too
 
 
 def _die_at(moment: int) -> None:
