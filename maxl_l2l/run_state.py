@@ -191,7 +191,7 @@ class RunState:
             words.append("The memory was not enough: micro_batches=2 halves what a step needs of it.")
         if self.checkpoint is None:
             words.append("Pass checkpoint= to save a run; the learner holds the parameters before this step.")
-        elif self.steps > self.saved_steps:
+        elif self.steps > self.saved_steps and self.maxl.ranks.size == 1:  # saving takes all, and one has failed
             words.append(self.kept(self.checkpoint))
         else:
             words.append(f"The last checkpoint is {self.checkpoint if self.saved else 'none yet'}.")

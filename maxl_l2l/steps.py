@@ -16,7 +16,7 @@ from .inner_pass import Batch, Bilevel, NetworkPass, summary
 from .inner_step import InnerStep
 from .micro_batches import num_samples, split
 from .origins import origin
-from .passes import buffer_copies, cuda_devices
+from .passes import buffer_copies
 from .reduction import Reduction
 from .sync_norm import meets_in_passes
 from .updates import Updates
@@ -41,8 +41,7 @@ def add_hypergradient(
     """
     _meet(bilevel, batch, meta_batch, options, updates, inner.optimizer)
     scale = updates.loss_scale(bilevel.network)
-    with torch.random.fork_rng(cuda_devices(bilevel.network)):
-        derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
+    derivatives = differentiate(bilevel, batch, meta_batch, inner, replace(options, loss_scale=scale))
     derivatives.check_finite(partial(origin, bilevel, batch, meta_batch))
     for parameter, grad in derivatives.generator_grads.items():
         parameter.grad = grad if parameter.grad is None else parameter.grad + grad

@@ -3,7 +3,6 @@
 import copy
 import errno
 import io
-import itertools
 import math
 import os
 import random
@@ -205,20 +204,16 @@ def test_run_stopped_at_any_batch_and_resumed_equals_an_uninterrupted_one(kind, 
         assert_same(found, whole)
 
 
-@pytest.mark.parametrize("schedule", ["batch", "epoch"])
-@pytest.mark.parametrize("kind", WITH_GENERATORS)
-def test_run_with_every_generator_stopped_and_resumed_equals_an_uninterrupted_one(kind, schedule, minutes, tmp_path):
-    whole = trained(kind, schedule)
-    for count in (1, 3, 4):
-        minutes[0] = 0.0
-        _, found = stopped_after(count, kind, schedule, tmp_path / f"{count}.pt")
-        assert_same(found, whole)
+SOME = {(kind, schedule): (1, 3, 4) for kind in WITH_GENERATORS for schedule in ("batch", "epoch")}
+SOME |= {(kind, "batch"): (2, 6, 9) for kind in WITH_WORKERS} | {("workers", "epoch"): (2, 6, 9)}
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [*itertools.product(WITH_WORKERS, ["batch"]), ("workers", "epoch")])
-def test_resumed_run_with_workers_equals_an_uninterrupted_one(kind, schedule, minutes, tmp_path):
+@pytest.mark.parametrize(("kind", "schedule"), SOME)
+def test_run_with_generators_or_workers_stopped_and_resumed_equals_an_uninterrupted_one(
+    kind, schedule, minutes, tmp_path
+):
     whole = trained(kind, schedule)
-    for count in (2, 6, 9):
+    for count in SOME[kind, schedule]:
         minutes[0] = 0.0
         _, found = stopped_after(count, kind, schedule, tmp_path / f"{count}.pt")
         assert_same(found, whole)

@@ -176,7 +176,7 @@ def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_pa
     monkeypatch.setattr(maxl_l2l.files, "PATIENCE", 0.2)
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
-    process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave))
+    process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave), daemon=True)
     process.start()
     assert ready.wait(60)
     message = (
@@ -194,7 +194,7 @@ def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_pa
 def test_first_run_being_killed_lets_the_second_one_begin_and_its_parts_are_removed(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
-    process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave))
+    process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave), daemon=True)
     process.start()
     assert ready.wait(60)
     (tmp_path / ".run.pt.abcdefgh.part").write_bytes(b"half")

@@ -853,7 +853,7 @@ MUTANTS = [
     ),
     *_mutants(
         "random_numbers.py",
-        "test_resume.py::test_run_with_every_generator_stopped_and_resumed_equals_an_uninterrupted_one",
+        "test_resume.py::test_run_with_generators_or_workers_stopped_and_resumed_equals_an_uninterrupted_one",
         ("Python's random state is not restored", '        random.setstate(state["python"])\n', ""),
         ("NumPy's random state is not restored", '        np.random.set_state(_arrays(state["numpy"]))\n', ""),
         (
