@@ -60,7 +60,11 @@ class Run(RunState):
             if self.maxl.ranks.size == 1 and self.signal and not self.is_replaying:
                 self.stops()  # what has failed, failed of it: a terminal signals the workers of data loaders too
                 return None
-            self.note(error)
+            try:
+                self.note(error)
+            except Exception as later:  # of a signal: torch raises wherever it is when a loader's worker has died
+                self.note(later)
+                raise
             raise
 
     def leave_if_signalled(self) -> None:

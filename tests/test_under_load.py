@@ -5,10 +5,12 @@ import errno
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -96,6 +98,7 @@ def test_data_that_fail_without_a_checkpoint_say_how_to_keep_a_run():
 
 
 def dies():
+    time.sleep(1)  # the batches before it are to arrive
     os._exit(7)
 
 
@@ -105,10 +108,31 @@ def test_worker_that_dies_is_told_of_and_the_run_goes_on_from_before(tmp_path):
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*exited unexpectedly") as caught:
         start(loader, path)
     assert "fit stopped at step" in notes(caught)
-    kept = Path(f"{path}.stopped")
-    if kept.exists():  # batches that came before the worker died
-        kept.rename(path)
+    Path(f"{path}.stopped").rename(path)
+    assert steps(path) == 2
     assert program.same(start(DataLoader(data(), 8), path, resume=True), start(DataLoader(data(), 8)))
+
+
+def test_worker_that_is_found_dead_while_its_run_is_being_saved_is_told_of_too(tmp_path):
+    """As when a batch can't be read because its worker is about to end: torch's handler of SIGCHLD raises later."""
+
+    def dead(number, frame):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    def failing():
+        signal.signal(signal.SIGUSR1, dead)
+        learner.network.register_state_dict_pre_hook(lambda *given: signal.raise_signal(signal.SIGUSR1))
+        raise ConnectionResetError("the worker's socket is closed")
+
+    path, learner = tmp_path / "run.pt", program.learner()
+    loader = DataLoader(Fails(failing, epoch=0), 8)
+    with pytest.raises(RuntimeError, match="exited unexpectedly") as caught:
+        fit(learner, loader, 2, **program.parts(learner), progress=False, checkpoint=path, seed=1)
+    assert isinstance(caught.value.__context__, ConnectionResetError)
+    assert notes(caught).endswith(f"the parameters before this step are in {path}.stopped.")
+    assert steps(f"{path}.stopped") == 2
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 # ---- disks and folders
