@@ -37,7 +37,7 @@ test: lint ## Run the linters, the type checker and the tests with branch covera
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
 
 oldest: $(OLDEST_VENV)/oldest.stamp ## Run the core tests with the lowest supported versions of torch and numpy
-	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE:%=tests/test_%.py)
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE:%=tests/test_%.py)
 
 lint: $(VENV)/test.stamp ## Run ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 # The networks here are too small to share out, and on busy cores torch's threads wait for one another.
+# The variable is for processes that tests start, and for Lightning, which takes all cores without it.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
