@@ -34,6 +34,14 @@ from .schedules import SCHEDULES
 from .settings import joined_settings, learner_settings, optimizer_settings
 from .sources import GeneratedLabels, LabelSource
 
+COUNTS = {
+    "epochs": "Say how often to go through loader.",
+    "meta_every": "Use 1 to train the generator on every batch.",
+    "log_every": "Use 1 to log every step.",
+    "micro_batches": "Use 1 to pass the whole batch at once.",
+}
+"""The counts that fit takes, and what to write when one is wrong."""
+
 
 def fit(
     maxl: AuxiliaryLabelGenerator,
@@ -151,23 +159,13 @@ def fit(
         >>> len(history)
         2
     """
-    check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
-    check_count(epochs, "epochs", "Say how often to go through loader.")
-    check_count(meta_every, "meta_every", "Use 1 to train the generator on every batch.")
-    check_count(log_every, "log_every", "Use 1 to log every step.")
-    check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
-    if source is not None:
-        check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
-    check_count(micro_batches, "micro_batches", "Use 1 to pass the whole batch at once.")
-    _check_optimizers_and_seed(optimizer, generator_optimizer, seed)
+    _check_learner_and_source(maxl, source, schedule)
+    _check_counts(epochs=epochs, meta_every=meta_every, log_every=log_every, micro_batches=micro_batches)
+    _check_seed(seed)
     _check_loaders(loader, meta_loader, test_loader)
     _check_times(checkpoint, resume, checkpoint_minutes, time_limit)
     wanted = progress_wanted(progress)
-    optimizer = optimizer or SGD(maxl.network.parameters(), lr=maxl.lr)
-    generator_optimizer = generator_optimizer or SGD(maxl.generator.parameters(), lr=1e-3, weight_decay=5e-4)
-    check_optimizer(optimizer, "optimizer", maxl.network, "network", maxl.generator)
-    if source is None or source.trains_generator:
-        check_optimizer(generator_optimizer, "generator_optimizer", maxl.generator, "generator", maxl.network)
+    optimizer, generator_optimizer = _optimizers(maxl, source, optimizer, generator_optimizer)
     run = Run(
         maxl,
         loader,
@@ -246,11 +244,37 @@ def _settings(run: Run, seed: int | None) -> dict[str, Any]:
     }
 
 
-def _check_optimizers_and_seed(optimizer: Any, generator_optimizer: Any, seed: Any) -> None:
-    if optimizer is not None:
-        check_is_optimizer(optimizer, "optimizer", "network")
-    if generator_optimizer is not None:
-        check_is_optimizer(generator_optimizer, "generator_optimizer", "generator")
+def _check_learner_and_source(maxl: Any, source: Any, schedule: str) -> None:
+    check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
+    check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
+    if source is not None:
+        check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        check_count(value, name, COUNTS[name])
+
+
+def _optimizers(
+    maxl: AuxiliaryLabelGenerator, source: Any, optimizer: Any, generator_optimizer: Any
+) -> tuple[Optimizer, Optimizer]:
+    """Both optimizers, checked; the paper's where there is none."""
+    for one, name, network in (
+        (optimizer, "optimizer", "network"),
+        (generator_optimizer, "generator_optimizer", "generator"),
+    ):
+        if one is not None:
+            check_is_optimizer(one, name, network)
+    optimizer = optimizer or SGD(maxl.network.parameters(), lr=maxl.lr)
+    generator_optimizer = generator_optimizer or SGD(maxl.generator.parameters(), lr=1e-3, weight_decay=5e-4)
+    check_optimizer(optimizer, "optimizer", maxl.network, "network", maxl.generator)
+    if source is None or source.trains_generator:
+        check_optimizer(generator_optimizer, "generator_optimizer", maxl.generator, "generator", maxl.network)
+    return optimizer, generator_optimizer
+
+
+def _check_seed(seed: Any) -> None:
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
         raise TypeError(f"`seed` must be an integer, found {seed!r}. Train once for each of several seeds.")
     if seed is not None and not 0 <= int(seed) < 2**64:
