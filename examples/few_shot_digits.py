@@ -160,6 +160,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Writes a file as a whole, so that a program that is killed leaves none that is half written."""
+    text = json.dumps(result, indent=1) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
+
+
+def finished(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that an interrupted program has finished; none if there is no such file."""
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    runs: list[dict[str, Any]] = result.pop("runs")
+    if result != about:
+        raise SystemExit(f"{path} has runs of other settings or versions. Leave out --resume to begin again.")
+    return runs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8, help="how many seeds (default 8)")
@@ -169,6 +186,7 @@ def main() -> None:
     parser.add_argument("--inner-lr", type=float, help="of all four variants (default: of each its own)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     parser.add_argument("--out", type=Path, default=Path("out/few_shot.json"), help="default out/few_shot.json")
+    parser.add_argument("--resume", action="store_true", help="go on with the finished runs, kept beside --out")
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [
@@ -183,19 +201,19 @@ def main() -> None:
         for seed in seeds
         for algorithm, labels in VARIANTS
     ]
+    versions = {name: version(name) for name in ("maxl_l2l", "torch", "learn2learn")}
+    about = {"settings": SETTINGS, "versions": {"python": platform.python_version(), **versions}}
+    kept = arguments.out.with_suffix(".runs.json")
+    runs = finished(kept, about) if arguments.resume else []
+    left = [job for job in jobs if not any(job.items() <= run.items() for run in runs)]
     # Spawned, not forked: torch's threads do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        runs = pool.map(train, jobs, chunksize=1)
+        for run in pool.imap(train, left):
+            runs.append(run)
+            write(kept, {**about, "runs": runs})
+    runs = [run for job in jobs for run in runs if job.items() <= run.items()]
     rows = summary(runs)
-    versions = {name: version(name) for name in ("maxl_l2l", "torch", "learn2learn")}
-    result = {
-        "settings": SETTINGS,
-        "versions": {"python": platform.python_version(), **versions},
-        "rows": rows,
-        "runs": runs,
-    }
-    text = json.dumps(result, indent=1) + "\n"
-    replace_file(arguments.out, lambda file: file.write(text.encode()))
+    write(arguments.out, {**about, "rows": rows, "runs": runs})
     print(table(rows))
     print(f"\n{len(seeds)} seeds, mean ± standard error; written: {arguments.out}")
 

@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -171,9 +170,9 @@ def primary(maps: Tensor) -> Tensor:
     return (maps > 0).long() + (maps > 5).long()
 
 
-def train(job: tuple[str, int, int]) -> dict[str, Any]:
+def train(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     """Trains one network with one label source; returns what the table and the figure need."""
-    name, seed, epochs = job
+    name, seed, chosen = job
     torch.set_num_threads(1)
     x, maps, test_x, test_maps = split(seed)
     torch.manual_seed(seed)
@@ -187,19 +186,22 @@ def train(job: tuple[str, int, int]) -> dict[str, Any]:
     )
     optimizer = torch.optim.SGD(learner.network.parameters(), SETTINGS["lr"], SETTINGS["momentum"])
     data, order = TensorDataset(x, primary(maps), maps), torch.Generator().manual_seed(seed)
-    started = time.process_time()
-    fit(
+    history = fit(
         learner,
         DataLoader(data, SETTINGS["batch_size"], shuffle=True, generator=order),
-        epochs,
+        chosen.epochs,
         optimizer=optimizer,
         generator_optimizer=torch.optim.Adam(learner.generator.parameters(), SETTINGS["generator_lr"]),
-        schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)],
+        schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, chosen.epochs)],
         source=SOURCES[name],
         seed=seed,
         progress=False,
+        checkpoint=chosen.out / "checkpoints" / f"segmentation-{name.lower().replace(' ', '-')}-{seed}.pt",
+        checkpoint_minutes=1,  # and at the end, which most runs reach sooner
+        resume=chosen.resume,
+        settings={name: value for name, value in SETTINGS.items() if name not in ("epochs", "lr", "generator_lr")},
     )
-    run: dict[str, Any] = {"source": name, "seed": seed, "seconds": round(time.process_time() - started, 2)}
+    run: dict[str, Any] = {"source": name, "seed": seed, "seconds": round(sum(history["seconds"]), 2)}
     learner.eval()
     truth = primary(test_maps)
     with torch.no_grad():
@@ -230,7 +232,7 @@ def mean_and_error(values: Any) -> list[float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The summary as a Markdown table."""
     lines = [
-        "| Label source | Mean IoU | Gain, paired | Over the entropy term alone | CPU seconds a run |",
+        "| Label source | Mean IoU | Gain, paired | Over the entropy term alone | Seconds a run |",
         "|---" * 5 + "|",
     ]
     for row in rows:
@@ -251,9 +253,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"], help=f"default {SETTINGS['epochs']}")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for segmentation.json and .png")
+    parser.add_argument("--resume", action="store_true", help="go on with the checkpoints in that folder")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    jobs = [(name, seed, arguments.epochs) for seed in range(arguments.seeds) for name in SOURCES]
+    jobs = [(name, seed, arguments) for seed in range(arguments.seeds) for name in SOURCES]
     # Spawned, not forked: torch's threads do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         runs = list(tqdm(pool.imap(train, jobs), total=len(jobs), desc="training", unit="run"))

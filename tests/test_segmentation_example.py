@@ -1,6 +1,7 @@
 """The segmentation example runs, shortened; its measure is right, and its page shows what was measured."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_writes_every_run_and_the_figure(shortened):
     result = json.loads((folder / "segmentation.json").read_text())
     assert [(run["source"], run["seed"]) for run in result["runs"]] == [(s, seed) for seed in (0, 1) for s in SOURCES]
     assert (folder / "segmentation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_goes_on_with_the_checkpoints_of_runs_that_are_done(shortened, tmp_path):
+    folder, _ = shortened
+    first = json.loads((folder / "segmentation.json").read_text())["runs"]
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    for left in tmp_path.glob("checkpoints/*-1.pt"):
+        left.unlink()
+    options = {"seeds": 2, "epochs": 2, "processes": 1, "out": tmp_path}
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    run_example("segmentation.py", *given, "--resume")
+    again = json.loads((tmp_path / "segmentation.json").read_text())["runs"]
+    assert [run | {"seconds": 0} for run in again] == [run | {"seconds": 0} for run in first]
+    assert [run["seconds"] for run in again[:4]] == [run["seconds"] for run in first[:4]]
 
 
 def test_mean_iou_is_the_one_worked_by_hand(example):
