@@ -830,6 +830,12 @@ MUTANTS = [
         "run.py",
         "test_interrupts.py",
         ("evaluation is not left", "self.interrupts.watched(self.test_loader)", "self.test_loader"),
+        (
+            "an error while a run is being saved is not told of",
+            "                self.note(later)\n",
+            "                pass\n",
+            "test_under_load.py::test_worker_that_is_found_dead_while_its_run_is_being_saved_is_told_of_too",
+        ),
     ),
     *_mutants(
         "interrupts.py",
