@@ -33,7 +33,7 @@ from .derivatives import StepResult
 from .hypergradient import METHODS, Options
 from .inner_pass import Batch, Bilevel, Experience, Objective, Pass, plain_pass
 from .inner_step import InnerStep
-from .learner import Learner
+from .learner import Learner, check_options
 from .losses import at_least_float32
 from .networks import multi_task_network
 from .passes import RandomState, buffer_copies, cuda_devices, virtual_pass
@@ -128,6 +128,7 @@ class AuxiliaryLabelGenerator(Learner):
         auxiliary_loss: Loss | None = None,
         regularizer: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        check_options(lr, first_order, allow_unused, allow_nograd)
         check_count(num_outputs, "num_outputs", "Count the auxiliary outputs.")
         network = multi_task_network(model, num_primary, num_outputs, head, num_features)
         check_generator(generator, model)

@@ -77,6 +77,12 @@ def check_number(value: Any, argument: str, advice: str, positive: bool = False)
         raise ValueError(f"`{argument}` must be a finite number {'>' if positive else '>='} 0, found {value}. {advice}")
 
 
+def check_flag(value: Any, argument: str, advice: str) -> None:
+    """Raises TypeError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{argument}` must be True or False, found {value!r}. {advice}")
+
+
 def check_kind(value: Any, kind: type, argument: str, advice: str) -> None:
     """Raises TypeError unless value is an instance of a class."""
     if not isinstance(value, kind):

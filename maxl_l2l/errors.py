@@ -16,7 +16,7 @@ class NonFiniteError(ArithmeticError):
             ``"regularizer"`` or ``"hypergradient"``; where these come from, if that was not finite before: ``"input"``,
             ``"network parameters"``, ``"generator parameters"``, ``"network buffers"`` or ``"generator buffers"``; or
             what a step would have made so: parameters, ``"state of the network's optimizer"``, ``"state of the
-            generator's optimizer"`` or ``"buffers"``.
+            generator's optimizer"`` or ``"buffers"``. Of ``adapt``: ``"loss"`` or ``"gradient"``.
         history: What :func:`fit` had recorded until then; None if the error is not from there.
     """
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_number, refuse
+from .checks import check_flag, check_number, refuse
 from .cloning import connected_clone, replace_parameters
+from .errors import NonFiniteError
 from .networks import MultiTaskNetwork
+from .passes import magnitude, non_finite
 
 LearnerType = TypeVar("LearnerType", bound="Learner")
 
@@ -40,7 +43,6 @@ class Learner(nn.Module):
         allow_nograd: bool,
     ) -> None:
         super().__init__()
-        check_number(lr, "lr", "It is the step size of adapt().")
         self.network = network
         self.generator = generator
         self.lr = lr
@@ -113,6 +115,7 @@ class Learner(nn.Module):
         Raises:
             TypeError, ValueError: The loss is no scalar with a graph that reaches this learner.
             RuntimeError: Parameters are frozen or unused without leave; they are named.
+            NonFiniteError: The loss or its gradient is NaN or infinite; the learner stays as it was.
         """
         if first_order and not self.first_order:
             _warn_first_order()
@@ -140,11 +143,21 @@ class Learner(nn.Module):
             )
         if not allow_unused:
             refuse((own & trainable.keys()) - grads.keys(), "enter `loss`", "unused", "allow_unused=True")
+        _check_finite(loss, grads)
         replace_parameters(self.network, {parameters[n]: parameters[n] - self.lr * grad for n, grad in grads.items()})
 
     def _shared(self) -> tuple[object, ...]:
         """What clones refer to instead of copying it."""
         return (self.generator,)
+
+
+def check_options(lr: Any, first_order: Any, allow_unused: Any, allow_nograd: Any) -> None:
+    """Raises TypeError or ValueError unless these are a learner's options of :meth:`Learner.adapt`."""
+    check_number(lr, "lr", "It is the step size of adapt().")
+    check_flag(first_order, "first_order", "It says whether adapt() drops second derivatives.")
+    check_flag(allow_nograd, "allow_nograd", "It says whether adapt() accepts frozen parameters.")
+    if allow_unused is not None:
+        check_flag(allow_unused, "allow_unused", "It says whether adapt() accepts unused parameters.")
 
 
 def _check_loss(loss: Any) -> None:
@@ -158,6 +171,15 @@ def _check_loss(loss: Any) -> None:
         raise ValueError(
             f"`loss` must be a scalar with a graph, found {found}. Pass learner.loss(x, y), without detach() and where "
             "gradients are enabled."
+        )
+
+
+def _check_finite(loss: Tensor, grads: Mapping[str, Tensor]) -> None:
+    for name, value in non_finite({"loss": loss, "gradient": magnitude(g.detach() for g in grads.values())}).items():
+        raise NonFiniteError(
+            name,
+            f"`loss` must be finite, and its gradient, found the {name} {value}; no parameter was moved with it. Check "
+            "its input, or lower lr if earlier calls of adapt() went too far.",
         )
 
 

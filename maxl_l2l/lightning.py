@@ -113,6 +113,12 @@ class LightningMAXL(L.LightningModule):
         check_choice(interval, ("epoch", "step"), "interval", "It says when schedulers are stepped")
         check_count(meta_every, "meta_every", "Use 1 to train the generator at every step.")
         check_count(accumulate, "accumulate", "Use 1 for a step with each batch.")
+        for name, factory in {"optimizer": optimizer, "generator_optimizer": generator_optimizer}.items():
+            if factory is not None and not callable(factory):
+                raise TypeError(
+                    f"`{name}` must be a function that makes one from parameters, found {type(factory).__name__}. "
+                    f"Write {name}=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)."
+                )
         if source is not None:
             check_kind(source, LabelSource, "source", "Pass one such as GeneratedLabels().")
             if method != "forward":

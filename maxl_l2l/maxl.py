@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .algorithm import AuxiliaryLabelGenerator
-from .checks import check_number, check_probabilities
+from .checks import check_flag, check_number, check_probabilities
 from .heads import resolve_head
 from .hierarchy import Hierarchy
+from .learner import check_options
 from .losses import focal_loss_per_sample, mean_label, negative_entropy
 from .networks import LabelGenerator, default_generator
 
@@ -72,8 +73,10 @@ class MAXL(AuxiliaryLabelGenerator):
         weighted: bool = False,
     ) -> None:
         hierarchy = Hierarchy.of(psi)
+        check_options(lr, first_order, allow_unused, allow_nograd)
         check_number(gamma, "gamma", "Use 2, as the paper does, or 0 for cross-entropy.")
         check_number(entropy_weight, "entropy_weight", "The paper's is 0.2.")
+        check_flag(weighted, "weighted", "It says whether the generator learns a weight for each sample.")
         head = resolve_head(model, head, hierarchy.num_primary, num_features)
         if generator is None:
             generator = default_generator(model, hierarchy, head, num_features, weighted)

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .algorithm import AuxiliaryLabelGenerator
 from .batches import check_loader
-from .checks import check_choice, check_count, check_is_optimizer, check_kind, check_number, check_optimizer
+from .checks import check_choice, check_count, check_flag, check_is_optimizer, check_kind, check_number, check_optimizer
 from .clock import Clock
 from .concurrency import only_run
 from .history import History
@@ -294,8 +294,7 @@ def _check_loaders(loader: Any, meta_loader: Any, test_loader: Any) -> None:
 def _check_times(
     checkpoint: str | Path | None, resume: bool, checkpoint_minutes: float | None, time_limit: float | None
 ) -> None:
-    if not isinstance(resume, bool):
-        raise TypeError(f"`resume` must be True or False, found {resume!r}. Name the file as checkpoint=.")
+    check_flag(resume, "resume", "Name the file as checkpoint=.")
     if checkpoint is not None:
         _check_path(checkpoint)
     if resume and checkpoint is None:

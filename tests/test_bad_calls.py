@@ -34,7 +34,7 @@ NEVER_REFUSED = {
     fit: {"progress"},
     MAXL.step: set(),
     report: set(),
-    MAXL: {"lr", "first_order", "allow_unused", "allow_nograd", "weighted"},
+    MAXL: set(),
 }
 """Arguments of which no value is refused before something has changed."""
 

@@ -248,6 +248,21 @@ def test_mask_in_a_mapping_is_none_of_it():
     assert caught.value.term == "network gradient"
 
 
+@pytest.mark.parametrize(("term", "value"), [("loss", math.nan), ("loss", math.inf), ("gradient", math.nan)])
+def test_adapt_leaves_the_learner_as_it_was(term, value):
+    learner = made()[0].clone()
+    before = {name: parameter.clone() for name, parameter in learner.network.named_parameters()}
+    loss = learner.loss(*batch())
+    if term == "gradient":
+        loss.register_hook(lambda grad: grad * value)
+    with pytest.raises(NonFiniteError, match=f"found the {term} {value}; no parameter was moved") as caught:
+        learner.adapt(loss if term == "gradient" else loss * value)
+    assert caught.value.term == term
+    assert all(torch.equal(parameter, before[name]) for name, parameter in learner.network.named_parameters())
+    learner.adapt(learner.loss(*batch()))
+    assert not all(torch.equal(parameter, before[name]) for name, parameter in learner.network.named_parameters())
+
+
 # ---- in a run
 
 

@@ -396,6 +396,7 @@ EMPTY = SAMPLES.format("x", "y", [0, 8], [0])
 SWAPPED_OPTIMIZERS = NETWORK_LACKS.format(0, ALL_OF_NETWORK) + SWAPPED
 STRAY = BLOCK.format("targets", 1, 1, 1, "2..4")
 NO_MICRO = MICRO.format(FOUND_ZERO)
+FLAG = "`{}` must be True or False, found {{}}"
 FOUND_TRUE = INTEGER.format("True (bool)")
 FOUND_NONE = INTEGER.format("None (NoneType)")
 
@@ -453,6 +454,10 @@ def of_argument(
         return lambda b: call(b, **{name: value})
 
     return with_values
+
+
+def of_maxl(b: Bench, **options: Any) -> MAXL:
+    return MAXL(b.model, PSI, **options)
 
 
 HIERARCHY = [
@@ -592,6 +597,23 @@ LEARNERS = [
         ("negative", -0.2, ValueError, FINITE.format(">=", -0.2)),
         ("infinite", float("inf"), ValueError, FINITE.format(">=", "inf")),
         ("missing", None, TypeError, NUMBER.format("None (NoneType)")),
+    ),
+    *of_argument("MAXL", "lr", of_maxl, "`lr` must be {}. It is the step size of adapt().")(
+        ("negative", -0.1, ValueError, FINITE.format(">=", -0.1)),
+        ("a text", "0.1", TypeError, NUMBER.format("'0.1' (str)")),
+    ),
+    *of_argument("MAXL", "weighted", of_maxl, FLAG.format("weighted"))(
+        ("a word", "no", TypeError, "'no'. It says whether the generator learns a weight for each sample."),
+    ),
+    *of_argument("MAXL", "first_order", of_maxl, FLAG.format("first_order"))(
+        ("a word", "no", TypeError, "'no'. It says whether adapt() drops second derivatives."),
+        ("missing", None, TypeError, "None. It says whether adapt() drops second derivatives."),
+    ),
+    *of_argument("MAXL", "allow_unused", of_maxl, FLAG.format("allow_unused"))(
+        ("a word", "no", TypeError, "'no'. It says whether adapt() accepts unused parameters."),
+    ),
+    *of_argument("MAXL", "allow_nograd", of_maxl, FLAG.format("allow_nograd"))(
+        ("a number", 1, TypeError, "1. It says whether adapt() accepts frozen parameters."),
     ),
     *of(
         "MAXL",
@@ -1237,6 +1259,14 @@ INNER_LOOP = [
             RuntimeError,
             ADAPT.format("be trainable, found frozen: 0.bias, 0.weight", "allow_nograd"),
             lambda b: (b.model[0].requires_grad_(False), b.maxl.eval(), b.maxl.clone())[-1],
+        ),
+        (
+            "the loss is NaN",
+            lambda b: b.given.adapt(NAN * b.given.loss(b.x, b.y)),
+            NonFiniteError,
+            "`loss` must be finite, and its gradient, found the loss nan; no parameter was moved with it. Check its "
+            "input, or lower lr if earlier calls of adapt() went too far.",
+            lambda b: (b.maxl.eval(), b.maxl.clone())[-1],
         ),
     ),
     *of(
@@ -1931,6 +1961,13 @@ LIGHTNING = [
     )(("a word", "all", TypeError, "str")),
     *of(
         "LightningMAXL",
+        (
+            "the optimizer is made already",
+            lambda b: lightning(b.maxl, optimizer=b.optimizer),
+            TypeError,
+            "`optimizer` must be a function that makes one from parameters, found SGD. Write "
+            "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3).",
+        ),
         (
             "a method is given beside a source",
             lambda b: lightning(b.maxl, source=GeneratedLabels(), method="unrolled"),

@@ -246,6 +246,7 @@ MUTANTS = [
         ("first_order is ignored", "create_graph=not first_order", "create_graph=True"),
         ("second derivatives are always dropped", "create_graph=not first_order", "create_graph=False"),
         ("adapt climbs", "parameters[n] - self.lr * grad", "parameters[n] + self.lr * grad"),
+        ("adapt goes where a NaN leads", "        _check_finite(loss, grads)\n", "", "test_not_finite.py"),
         (
             "a clone's own first_order is ignored",
             "learner.first_order = self.first_order if first_order is None else first_order",
