@@ -33,8 +33,9 @@ bench: $(VENV)/bench.stamp ## Measure one iteration beside other ways to write i
 faults: $(VENV)/test.stamp ## Try to break it: kills, broken files, random cases, mutants, bad calls, long runs
 	PYTHONPATH=tests $(BIN)/python -m faults
 
+# Files are begun in their order: the least tests take the longest, and would all be left to the end.
 test: lint ## Run the linters, the type checker and the tests with branch coverage
-	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
+	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 
 oldest: $(OLDEST_VENV)/oldest.stamp ## Run the core tests with the lowest supported versions of torch and numpy
 	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE:%=tests/test_%.py)

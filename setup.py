@@ -76,7 +76,7 @@ setup(
             "pytest>=8",
             "pytest-cov>=5",
             "hypothesis>=6.100",
-            "pytest-xdist>=3",
+            "pytest-xdist>=3.8",
             "mypy>=1.11",
             "types-setuptools",
             "ruff>=0.6",

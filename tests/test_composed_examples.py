@@ -56,10 +56,10 @@ def test_few_shot_goes_on_with_the_runs_that_are_done(shortened, few_shot, tmp_p
     _, result = shortened
     path, options = tmp_path / "few_shot.json", "--seeds 2 --iterations 1 --test-tasks 5 --processes 1 --resume"
     about = {name: result[name] for name in ("settings", "versions")}
-    marked = [run | {"mark": True} for run in result["runs"][:5]]
+    marked = [run | {"mark": True} for run in result["runs"][:7]]
     few_shot.write(tmp_path / "few_shot.runs.json", {**about, "runs": marked})
     run_example("few_shot_digits.py", *options.split(), "--out", path)
-    assert json.loads(path.read_text())["runs"] == marked + result["runs"][5:]
+    assert json.loads(path.read_text())["runs"] == marked + result["runs"][7:]
     assert len(json.loads((tmp_path / "few_shot.runs.json").read_text())["runs"]) == 8
     with pytest.raises(SystemExit, match=r"few_shot\.runs\.json has runs of other settings or versions"):
         few_shot.finished(tmp_path / "few_shot.runs.json", about | {"versions": {}})
