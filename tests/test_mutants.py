@@ -48,6 +48,11 @@ FAILURE = "FAILED tests/test_a.py::test_b[one - two] - assert 1 == 2\n"
         (1, "FAILED tests/test_a.py::test_b\n1 failed in 0.1s\n", "test_a.py::test_b"),
         (1, "FAILED tests/test_a.py::test_b - Failed: DID NOT RAISE\n1 failed in 0.1s\n", "test_a.py::test_b"),
         (1, "FAILED tests/test_a.py::test_b - NameError: name 'x' is not defined\n1 failed in 0.1s\n", None),
+        (
+            1,
+            FAILURE + "ERROR tests/test_a.py::test_b - Warning\n1 failed, 1 error in 0.1s\n",
+            "test_a.py::test_b[one - two]",
+        ),
         (1, "ERROR tests/test_a.py - SyntaxError: invalid syntax\n1 error in 0.1s\n", None),
         (2, "ERROR tests/test_a.py\nInterrupted: 1 error during collection\n1 error in 0.1s\n", None),
         (4, "ERROR: not found: tests/test_a.py::test_b\nno tests ran in 0.1s\n", None),

@@ -1,5 +1,6 @@
 """What fails around a run: workers, disks, folders, memory, other runs, other threads."""
 
+import contextlib
 import copy
 import errno
 import multiprocessing
@@ -196,35 +197,42 @@ def holds(path, ready, leave):
     fit(program.learner(), Once(), 1, progress=False, checkpoint=path)
 
 
-def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_path, monkeypatch):
-    monkeypatch.setattr(maxl_l2l.files, "PATIENCE", 0.2)
+@contextlib.contextmanager
+def other_run(path):
+    """A run of another process that writes this file and waits in an epoch: the process, and what lets it go on."""
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
-    process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave), daemon=True)
+    process = context.Process(target=holds, args=(path, ready, leave))
     process.start()
-    assert ready.wait(60)
+    try:
+        assert ready.wait(60)
+        yield process, leave
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_path, monkeypatch):
+    monkeypatch.setattr(maxl_l2l.files, "PATIENCE", 0.2)
     message = (
         r"`checkpoint` must be a file that no other run writes, found that one which still runs writes .*run\.pt\."
     )
-    with pytest.raises(BlockingIOError, match=message):
-        start(DataLoader(data(), 8), tmp_path / "run.pt")
-    assert len(start(DataLoader(data(), 8), tmp_path / "other.pt")[0]) == 2  # in the same folder
-    leave.set()
-    process.join()
-    assert process.exitcode == 0
+    with other_run(tmp_path / "run.pt") as (process, leave):
+        with pytest.raises(BlockingIOError, match=message):
+            start(DataLoader(data(), 8), tmp_path / "run.pt")
+        assert len(start(DataLoader(data(), 8), tmp_path / "other.pt")[0]) == 2  # in the same folder
+        leave.set()
+        process.join()
+        assert process.exitcode == 0
     assert len(start(DataLoader(data(), 8), tmp_path / "run.pt")[0]) == 2
 
 
 def test_first_run_being_killed_lets_the_second_one_begin_and_its_parts_are_removed(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, leave = context.Event(), context.Event()
-    process = context.Process(target=holds, args=(tmp_path / "run.pt", ready, leave), daemon=True)
-    process.start()
-    assert ready.wait(60)
-    (tmp_path / ".run.pt.abcdefgh.part").write_bytes(b"half")
-    process.kill()
-    process.join()
-    start(DataLoader(data(), 8), tmp_path / "run.pt")
+    with other_run(tmp_path / "run.pt") as (process, _):
+        (tmp_path / ".run.pt.abcdefgh.part").write_bytes(b"half")
+        process.kill()
+        process.join()
+        start(DataLoader(data(), 8), tmp_path / "run.pt")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".run.pt.lock", "run.pt", "run.pt.previous"]
 
 

@@ -18,7 +18,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "kills": kills.figures,
     "files": hostile.figures,
     "properties": properties.figures,
-    "mutants": partial(mutants.figures, jobs=2),
+    "mutants": partial(mutants.figures, jobs=2, report=partial(print, file=sys.stderr, flush=True)),
     "calls": calls.figures,
     "growth": flat.figures,
 }

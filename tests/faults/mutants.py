@@ -1006,7 +1006,7 @@ def killer(status: int | None, output: str) -> str | None:
         return "it hangs"
     last = output.strip().splitlines()[-1] if output.strip() else ""
     failed = re.search(r"^FAILED tests/([^\s[]+(?:\[.*?\](?= - |$))?)(?: - (\w*).*)?$", output, re.MULTILINE)
-    if status != 1 or failed is None or not re.search(r"\b\d+ failed\b", last) or re.search(r"\berrors?\b", last):
+    if status != 1 or failed is None or not re.search(r"\b\d+ failed\b", last):
         return None
     return None if failed[2] in CRASHES else failed[1]
 
