@@ -49,6 +49,27 @@ def adapting(device: str) -> Callable[[], object]:
     return once
 
 
+def plain(device: str) -> Callable[[], object]:
+    """A training step of plain torch: what the time of others is measured by, as the machine's own speed changes."""
+    maxl, x, y = learner(device)
+    optimizer = torch.optim.Adam(maxl.module.parameters(), lr=1e-3)
+
+    def once() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(maxl.module(x), y).backward()
+        optimizer.step()
+
+    return once
+
+
+def seconds(once: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    once()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
 def held(device: str) -> dict[str, int]:
     """What this process holds: bytes of memory, Python objects, and bytes on a GPU if that is the device."""
     gc.collect()
@@ -61,21 +82,22 @@ def held(device: str) -> dict[str, int]:
 
 
 def measured(loop: str, iterations: int, device: str = "cpu") -> dict[str, Any]:
-    """Runs a loop and returns, of each thing that is held and of a step's time, by what part it has grown."""
+    """Runs a loop and returns, of each thing that is held and of a step's time, by what part it has grown.
+
+    The time is that of a step over that of a plain one, which takes turns with it.
+    """
     torch.set_num_threads(1)
-    once = (stepping if loop == "step" else adapting)(device)
+    once, yardstick = (stepping if loop == "step" else adapting)(device), plain(device)
     warm_up = int(iterations * WARM_UP)
-    seconds, before = [], {"resident": 0}
+    ratios, before = [], {"resident": 0}
     for number in range(iterations):
         if number == warm_up:
             before = held(device)
-        begun = time.perf_counter()
-        once()
-        seconds.append(time.perf_counter() - begun)
+        ratios.append(seconds(once) / seconds(yardstick))
     after = held(device)
-    first, last = (statistics.median(part) for part in (seconds[warm_up : 2 * warm_up], seconds[-warm_up:]))
-    # The list of times is this program's own.
-    after["resident"] -= sys.getsizeof(seconds) + sum(map(sys.getsizeof, seconds[warm_up:]))
+    first, last = (statistics.median(part) for part in (ratios[warm_up : 2 * warm_up], ratios[-warm_up:]))
+    # The list of ratios is this program's own.
+    after["resident"] -= sys.getsizeof(ratios) + sum(map(sys.getsizeof, ratios[warm_up:]))
     growth = {name: after[name] / before[name] - 1 for name in before}
     return {"loop": loop, "iterations": iterations, **growth, "time": last / first - 1}
 
