@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import epoch
+from benchmarks import epoch, faults
 from benchmarks.page import KINDS, PAGE, page
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +70,15 @@ def test_every_file_of_results_is_named_with_its_versions(path):
             assert not environment["commit"].endswith("dirty")
             assert environment["date"][:10] in section
             assert environment["device"] in section
+
+
+def test_long_runs_shows_what_was_tried_and_all_of_it_is_as_wanted():
+    found = json.loads((ROOT / "benchmarks/results/cpu-faults.json").read_text())
+    text = (ROOT / "docs" / "long_runs.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- table cpu-faults.json -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == faults.table(found)
+    assert len(faults.rows(found)) == 7
+    assert [row for row in faults.rows(found) if not row[3]] == []
 
 
 def test_every_figure_of_the_page_is_there():
