@@ -45,6 +45,8 @@ def killed_or_done(folder: Path, moment: int | None, workers: int) -> None:
             one; None to live.
         workers: Of the data loader.
     """
+    # With a server of their own, which does not end with this process, the loader's workers would stay behind.
+    multiprocessing.set_start_method("fork", force=True)
     if moment is not None:
         _die_at(moment)
     result = program.trained(folder / "run.pt", workers)
