@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--inner-lr", type=float, help="of all four variants (default: of each its own)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     parser.add_argument("--out", type=Path, default=Path("out/few_shot.json"), help="default out/few_shot.json")
-    parser.add_argument("--resume", action="store_true", help="go on with the finished runs, kept beside --out")
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted one has finished")
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [
@@ -214,6 +214,7 @@ def main() -> None:
     runs = [run for job in jobs for run in runs if job.items() <= run.items()]
     rows = summary(runs)
     write(arguments.out, {**about, "rows": rows, "runs": runs})
+    kept.unlink(missing_ok=True)
     print(table(rows))
     print(f"\n{len(seeds)} seeds, mean ± standard error; written: {arguments.out}")
 

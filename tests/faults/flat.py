@@ -102,8 +102,8 @@ def measured(loop: str, iterations: int, device: str = "cpu") -> dict[str, Any]:
     return {"loop": loop, "iterations": iterations, **growth, "time": last / first - 1}
 
 
-def figures(device: str = "cpu", loops: Iterable[str] = LOOPS, part: float = 1.0) -> dict[str, Any]:
-    """Measures loops, or a part of their iterations, each in a process of its own.
+def figures(device: str = "cpu", loops: Iterable[str] = LOOPS) -> dict[str, Any]:
+    """Measures loops, each in a process of its own.
 
     Returns:
         ``{loop: {"iterations": ..., "resident": growth, "objects": growth, "time": growth}}``, and ``"allocated"`` on a
@@ -111,7 +111,7 @@ def figures(device: str = "cpu", loops: Iterable[str] = LOOPS, part: float = 1.0
     """
     found = {}
     for loop in loops:
-        iterations = str(int(LOOPS[loop] * part))
+        iterations = str(LOOPS[loop])
         command = [sys.executable, __file__, "--loop", loop, "--iterations", iterations, "--device", device]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[loop] = json.loads(done.stdout)
