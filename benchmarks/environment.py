@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.cifar100.environment import environment as found_environment
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 PACKAGES = ("torchvision", "maxl_l2l", "higher", "learn2learn", "torchopt", "numpy")
 

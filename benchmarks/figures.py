@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 from .growth import CURVES
 from .libraries import CONTENDERS

@@ -18,7 +18,7 @@ from typing import Any
 
 from examples.cifar100 import summarize
 from examples.cifar100.markdown import markdown
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 from . import epoch, faults, overhead, ranks, report
 from .growth import CURVES

@@ -43,7 +43,7 @@ from maxl_l2l import (
     fit,
     report,
 )
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 from maxl_l2l.kmeans import KMeansLabels
 
 PSI = [5, 5]

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from maxl_l2l import MAXL
+from maxl_l2l.checkpoints import replace_file
 from maxl_l2l.extras import missing
-from maxl_l2l.files import replace_file
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what learn2learn imports

@@ -44,7 +44,7 @@ from maxl_l2l import (
     entropy_loss,
     fit,
 )
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 NUM_CLASSES, NUM_LABELS = 3, 8  # of the primary task; of those invented for each pixel
 ENTROPY_WEIGHT = 0.2

@@ -9,20 +9,16 @@
 >>> result = maxl.step(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer, generator_optimizer)
 """
 
-from .algorithm import AuxiliaryLabelGenerator
-from .derivatives import StepResult
 from .errors import NonFiniteError
-from .evaluation import evaluate
-from .hierarchy import Hierarchy
-from .history import History
-from .losses import entropy_loss, focal_loss, masked_softmax
-from .maxl import MAXL
+from .hypergradient import StepResult
+from .labels import Hierarchy, entropy_loss, focal_loss, masked_softmax
+from .learners import MAXL, AuxiliaryLabelGenerator
 from .metrics import Metrics
 from .model_check import ModelCheck, check_model
 from .networks import LabelGenerator, MultiTaskNetwork
-from .reports import report
+from .reporting import report
 from .sources import EntropyLabels, GeneratedLabels, HumanLabels, LabelSource, RandomLabels, SingleTask
-from .training import fit
+from .training import History, evaluate, fit
 from .version import VERSION
 
 __version__ = VERSION

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .extras import missing
-from .hierarchy import Hierarchy
+from .labels import Hierarchy
 from .sources import FixedLabels, items
 
 try:

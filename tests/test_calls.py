@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from maxl_l2l.calls import call, logits_of
+from maxl_l2l.networks.calls import call, logits_of
 
 LOGITS = torch.zeros(2, 4)
 

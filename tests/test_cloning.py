@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from maxl_l2l import MAXL
-from maxl_l2l.cloning import connected_clone, replace_parameters
+from maxl_l2l.passes.cloning import connected_clone, replace_parameters
 
 
 class Tied(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from maxl_l2l import MAXL
-from maxl_l2l.compiled_pass import compile_options
+from maxl_l2l.hypergradient.compilation import compile_options
 
 PSI = [3, 4]
 pytestmark = [
@@ -178,7 +178,7 @@ def test_compiled_attention_is_differentiated(monkeypatch):
         def forward(self, x):
             return self.head(torch.tanh(self.middle(self.attention(x, x, x)[0])).mean(1))
 
-    monkeypatch.setattr("maxl_l2l.tape.MIN_PRODUCTS_OF_LINEAR", 1)
+    monkeypatch.setattr("maxl_l2l.hypergradient.tape.MIN_PRODUCTS_OF_LINEAR", 1)
     torch.manual_seed(0)
     maxl = MAXL(Attention().double(), PSI, head="head", entropy_weight=0.0)
     x, y = torch.randn(6, 3, 8).double(), torch.randint(0, 2, (6,))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from maxl_l2l import MAXL, LabelGenerator
-from maxl_l2l.copies import fresh_copy, fresh_head
+from maxl_l2l.networks.fresh_copies import fresh_copy, fresh_head
 
 PSI = [2, 1, 3]
 

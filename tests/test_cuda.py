@@ -12,7 +12,7 @@ from examples.cifar100.arithmetic import PRECISIONS, matrix_rate
 from examples.cifar100.data import Batches, Images
 from examples.cifar100.networks import network
 from maxl_l2l import MAXL, HumanLabels, Metrics, NonFiniteError, fit, report
-from maxl_l2l.passes import clones, write_buffers
+from maxl_l2l.passes.buffers import clones, write_buffers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maxl_l2l import differences
+from maxl_l2l.model_check import central_differences as differences
 
 LENGTHS, EPS = differences.LENGTHS[torch.float64], torch.finfo(torch.float64).eps
 

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 import torch
 
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints.atomic_files import replace_file
 
 
 def test_file_and_its_folder_are_made(tmp_path):

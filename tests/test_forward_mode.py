@@ -4,14 +4,16 @@ import copy
 
 import pytest
 import torch
+from maxl_l2l.passes.virtual_pass.virtual_pass import virtual_pass
 from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import maxl_l2l.tape
-from maxl_l2l.forward_mode import output_tangent
-from maxl_l2l.passes import RandomState, buffer_copies, virtual_pass
-from maxl_l2l.tape import Tape
+import maxl_l2l.hypergradient.tape
+from maxl_l2l.hypergradient.forward_mode import output_tangent
+from maxl_l2l.hypergradient.tape import Tape
+from maxl_l2l.passes.buffers import buffer_copies
+from maxl_l2l.passes.random_numbers import RandomState
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def _math_attention():
 @pytest.fixture(autouse=True)
 def _keep_small_ones(monkeypatch):
     for name in ("MIN_PRODUCTS", "MIN_PRODUCTS_OF_LINEAR"):
-        monkeypatch.setattr(maxl_l2l.tape, name, 1)
+        monkeypatch.setattr(maxl_l2l.hypergradient.tape, name, 1)
 
 
 class TwoOutputs(nn.Module):
@@ -152,7 +154,7 @@ def test_products_are_taken_from_the_tape_and_what_was_overwritten_is_computed_a
 
 
 def test_results_that_are_large_for_their_work_are_not_kept(monkeypatch):
-    monkeypatch.setattr(maxl_l2l.tape, "MIN_PRODUCTS", 50)
+    monkeypatch.setattr(maxl_l2l.hypergradient.tape, "MIN_PRODUCTS", 50)
     network, x, direction = case("conv")  # 27, 54, 20 and 320 products an entry
     tape = taped(network, x)
     assert [name for name, _ in kept(tape)] == ["batch_norm", "conv2d", "linear"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maxl_l2l import MAXL, LabelGenerator
-from maxl_l2l.heads import find_head, logits_layer
+from maxl_l2l.networks.heads import find_head, logits_layer
 
 C = 4
 PSI = [1, 2, 1, 2]

@@ -747,7 +747,7 @@ class Strange(nn.Module):
     "way", ["transform", "vmap", "own_rule", "own_gradient", "computed_weight", "shared", "vector"]
 )
 def test_strange_calls_are_differentiated_rightly_time_after_time(way, monkeypatch):
-    monkeypatch.setattr("maxl_l2l.tape.MIN_PRODUCTS_OF_LINEAR", 1)
+    monkeypatch.setattr("maxl_l2l.hypergradient.tape.MIN_PRODUCTS_OF_LINEAR", 1)
     torch.manual_seed(0)
     maxl = MAXL(Strange(way).double(), PSI, head="head", entropy_weight=0.0, lr=0.5)
     x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
@@ -762,7 +762,7 @@ def test_layers_dropped_by_other_random_numbers_are_warned_of_and_not_mixed_up(m
         def dropped(self, x):
             return self.a(x) if next(self.turns) else self.b(x)
 
-    monkeypatch.setattr("maxl_l2l.tape.MIN_PRODUCTS_OF_LINEAR", 1)
+    monkeypatch.setattr("maxl_l2l.hypergradient.tape.MIN_PRODUCTS_OF_LINEAR", 1)
     model = Dropped("dropped").double()
     model.turns = itertools.cycle([True, True, False])
     maxl = MAXL(model, PSI, head="head", generator=LabelGenerator(nn.Linear(8, 7).double(), PSI))

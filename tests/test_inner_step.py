@@ -8,7 +8,7 @@ import torch
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
-from maxl_l2l.inner_step import InnerStep
+from maxl_l2l.inner_step.look_ahead import InnerStep
 
 EPS = 1e-2  # Adam's: large enough that its first step, of slope lr * eps / grad^2, has a slope worth measuring
 ADAM = {"lr": 0.1, "eps": EPS, "betas": (0.7, 0.5)}  # a short memory, so that AMSGrad's maximum is sometimes the past

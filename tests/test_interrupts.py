@@ -16,7 +16,7 @@ from faults import program
 from torch.utils.data import DataLoader, TensorDataset
 
 from maxl_l2l import fit
-from maxl_l2l.interrupts import Interrupted, Interrupts
+from maxl_l2l.training.interrupts import Interrupted, Interrupts
 
 TESTS = Path(__file__).parent
 

@@ -36,9 +36,9 @@ from maxl_l2l import (
     evaluate,
     fit,
 )
+from maxl_l2l.hypergradient.micro_batches import joined, split
 from maxl_l2l.lightning import LightningMAXL
-from maxl_l2l.loggers import scalars
-from maxl_l2l.micro_batches import joined, split
+from maxl_l2l.training.loggers import scalars
 
 ROOT = Path(__file__).parents[1]
 PSI = [2, 3, 2]

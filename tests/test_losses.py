@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from maxl_l2l import Hierarchy, entropy_loss, focal_loss, masked_softmax
-from maxl_l2l.losses import focal_loss_per_sample
+from maxl_l2l.labels.losses import focal_loss_per_sample
 
 PSI = [2, 1, 3]
 GAMMAS = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from maxl_l2l.meter import kept_for_backward
+from maxl_l2l.model_check.memory import kept_for_backward
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import maxl_l2l.agreement
+import maxl_l2l.metrics.class_agreement
 from benchmarks import metrics_overhead
 from maxl_l2l import (
     MAXL,
@@ -29,10 +29,10 @@ from maxl_l2l import (
     SingleTask,
     fit,
 )
-from maxl_l2l.agreement import agreement
-from maxl_l2l.label_meter import LabelMeter
-from maxl_l2l.loggers import Loggers, scalars
-from maxl_l2l.watch import Collapse, collapse_of, warn_of_collapse
+from maxl_l2l.metrics.class_agreement import agreement
+from maxl_l2l.metrics.collapse import Collapse, collapse_of, warn_of_collapse
+from maxl_l2l.metrics.label_statistics import LabelMeter
+from maxl_l2l.training.loggers import Loggers, scalars
 
 PSI = [2, 3, 1]
 CPU = torch.device("cpu")
@@ -207,7 +207,7 @@ class TestAgreement:
         assert agreement(torch.tensor([[5, 4], [4, 0]]), Hierarchy([2]))["purity"] == pytest.approx(8 / 13)
 
     def test_without_scipy_there_is_no_purity(self, monkeypatch):
-        monkeypatch.setattr(maxl_l2l.agreement, "HAS_SCIPY", False)
+        monkeypatch.setattr(maxl_l2l.metrics.class_agreement, "HAS_SCIPY", False)
         assert set(agreement(torch.tensor([[5, 4], [4, 0]]), Hierarchy([2]))) == {"nmi", "nmi_within"}
 
     def test_nothing_of_nothing(self):
@@ -344,7 +344,7 @@ class TestFit:
 
     def test_resume_inside_an_epoch_measures_the_whole_of_it(self, tmp_path, monkeypatch):
         now = iter(range(0, 10**6, 60))
-        monkeypatch.setattr("maxl_l2l.clock.monotonic", lambda: next(now))
+        monkeypatch.setattr("maxl_l2l.training.clock.monotonic", lambda: next(now))
         options = {"metrics": Metrics(gradient_cosine=2), "checkpoint": tmp_path / "run.pt", "resume": True}
         expected = run(learner(), loader(with_labels=True), metrics=Metrics(gradient_cosine=2))
         first = run(learner(), loader(with_labels=True), time_limit=6, **options)
@@ -358,7 +358,7 @@ class TestFit:
 
     def test_metrics_asked_for_inside_an_epoch_begin_with_the_next(self, tmp_path, monkeypatch):
         now = iter(range(0, 10**6, 60))
-        monkeypatch.setattr("maxl_l2l.clock.monotonic", lambda: next(now))
+        monkeypatch.setattr("maxl_l2l.training.clock.monotonic", lambda: next(now))
         options = {"checkpoint": tmp_path / "run.pt", "resume": True}
         assert len(run(learner(), loader(), time_limit=6, **options)) == 0
         content = torch.load(options["checkpoint"], weights_only=True)
@@ -370,7 +370,7 @@ class TestFit:
 
     def test_metrics_given_up_inside_an_epoch_leave_its_sub_classes(self, tmp_path, monkeypatch):
         now = iter(range(0, 10**6, 60))
-        monkeypatch.setattr("maxl_l2l.clock.monotonic", lambda: next(now))
+        monkeypatch.setattr("maxl_l2l.training.clock.monotonic", lambda: next(now))
         options = {"checkpoint": tmp_path / "run.pt", "resume": True}
         assert len(run(learner(), loader(), metrics=True, time_limit=6, **options)) == 0
         assert run(learner(), loader(), **options)["sub_classes"] == run(learner(), loader())["sub_classes"]

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError, differences
-from maxl_l2l.model_check import ModelCheck, check_model
+from maxl_l2l.model_check.check import ModelCheck, check_model
 
 PSI = [3, 4]
 X, Y = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 6)

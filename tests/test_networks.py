@@ -13,8 +13,9 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from maxl_l2l import MAXL, Hierarchy, LabelGenerator, MultiTaskNetwork, masked_softmax
-from maxl_l2l.heads import find_head
-from maxl_l2l.networks import default_generator, multi_task_network
+from maxl_l2l.networks.heads import find_head
+from maxl_l2l.networks.label_generator import default_generator
+from maxl_l2l.networks.multi_task import multi_task_network
 
 C, K = 4, 6
 PSI = [1, 2, 1, 2]

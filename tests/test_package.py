@@ -205,7 +205,7 @@ def test_module_imports_only_modules_before_it(room: str) -> None:
         "from . import MAXL",
         "from maxl_l2l import MAXL",
         "from maxl_l2l.maxl import MAXL",
-        "import maxl_l2l.maxl",
+        "import maxl_l2l.learners.maxl",
         "def late():\n    from .maxl import MAXL",
         "from .losses import entropy_loss",
     ],

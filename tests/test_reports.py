@@ -28,12 +28,12 @@ from maxl_l2l.reporting.comparison import grouped
 from maxl_l2l.reporting.curves import label_curves, learning_curves, recorded
 from maxl_l2l.reporting.embedding import Coloring, embedded, embedding, obstacle
 from maxl_l2l.reporting.evidence import Evidence
-from maxl_l2l.reporting.figures import look, look_of, png
 from maxl_l2l.reporting.gallery import COLUMNS, gallery, strongest
 from maxl_l2l.reporting.maps import matrix, rows_of, shares, use_map
 from maxl_l2l.reporting.run_figures import learning, use
 from maxl_l2l.reporting.sample_figures import features, human_classes, pictures
 from maxl_l2l.reporting.samples import Samples
+from maxl_l2l.reporting.style import look, look_of, png
 
 NAMES = ["learning-curves", "labels", "use", "gallery", "embedding", "human-classes"]
 ROOT = Path(__file__).parents[1]

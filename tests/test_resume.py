@@ -23,10 +23,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-import maxl_l2l.clock
-import maxl_l2l.progress
+import maxl_l2l.training.clock
+import maxl_l2l.training.progress
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, NonFiniteError, fit
-from maxl_l2l.replay import Pairs
+from maxl_l2l.training.replay import Pairs
 
 PSI = [2, 3]
 EPOCHS, BATCHES = 2, 3
@@ -132,7 +132,7 @@ def minutes(monkeypatch):
         mark(pairs)
 
     monkeypatch.setattr(Pairs, "mark", ticking)
-    monkeypatch.setattr(maxl_l2l.clock, "monotonic", lambda: 60 * elapsed[0])
+    monkeypatch.setattr(maxl_l2l.training.clock, "monotonic", lambda: 60 * elapsed[0])
     return elapsed
 
 
@@ -285,13 +285,13 @@ def test_loader_that_has_become_shorter_is_refused(minutes, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["batch", "epoch"])
 def test_progress_bar_of_a_resumed_run_begins_where_that_stands(schedule, minutes, tmp_path, monkeypatch):
-    bars, made = maxl_l2l.progress.tqdm, []
+    bars, made = maxl_l2l.training.progress.tqdm, []
 
     def bar(**options):
         made.append(bars(**options, file=io.StringIO()))
         return made[-1]
 
-    monkeypatch.setattr(maxl_l2l.progress, "tqdm", bar)
+    monkeypatch.setattr(maxl_l2l.training.progress, "tqdm", bar)
     options = {"schedule": schedule, "meta_every": 2, "progress": True, "checkpoint": tmp_path / "run.pt"}
     fit(learner(), DataLoader(data(), 8), 2, **options, time_limit=6.5)
     fit(learner(), DataLoader(data(), 8), 2, **options, resume=True)

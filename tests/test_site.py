@@ -159,7 +159,9 @@ def test_a_public_name_is_described_in_its_room_and_linked_from_the_index(site, 
 def test_a_public_function_has_its_signature_parameters_and_example(site):
     page = (site / "api" / "losses.html").read_text(encoding="utf-8")
     part = page[
-        page.index('id="maxl_l2l.losses.focal_loss"') : page.index('id="maxl_l2l.losses.focal_loss_per_sample"')
+        page.index('id="maxl_l2l.labels.losses.focal_loss"') : page.index(
+            'id="maxl_l2l.labels.losses.focal_loss_per_sample"'
+        )
     ]
     text = " ".join(Loads(part).text.split())
     assert "focal_loss( logits: Tensor, target: Tensor, gamma: float = 2.0 ) -> Tensor" in text
@@ -175,7 +177,7 @@ def test_roles_of_docstrings_are_links_and_their_sessions_are_code(site):
         name for name, page in pages.items() if re.search(r":(func|class|meth|attr|data):|<blockquote>|```pycon", page)
     ]
     page = (site / "api" / "training.html").read_text(encoding="utf-8")
-    assert re.search(r'href="sources.html#maxl_l2l.sources.GeneratedLabels"[^>]*><code>GeneratedLabels', page)
+    assert re.search(r'href="sources.html#maxl_l2l.sources.generated.GeneratedLabels"[^>]*><code>GeneratedLabels', page)
 
 
 def test_formulas_are_shown_without_a_script(site):

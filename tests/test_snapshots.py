@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from maxl_l2l.snapshots import Snapshot, copied, plain_tensors, same, tensors_of
+from maxl_l2l.model_check.snapshot import Snapshot, plain_tensors, same
+from maxl_l2l.passes.nested import copied, tensors_of
 
 Pair = namedtuple("Pair", ["left", "right"])
 

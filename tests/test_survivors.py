@@ -9,13 +9,15 @@ from torch.optim import RAdam
 from torch.utils.data import DataLoader, TensorDataset
 
 from maxl_l2l import MAXL, Hierarchy, LabelGenerator, SingleTask, evaluate, fit
-from maxl_l2l.forward_mode import output_tangent
-from maxl_l2l.inner_step import InnerStep
-from maxl_l2l.label_meter import LabelMeter
-from maxl_l2l.measures import Usage
-from maxl_l2l.micro_batches import split
-from maxl_l2l.passes import RandomState, buffer_copies, non_finite
-from maxl_l2l.tape import Tape
+from maxl_l2l.hypergradient.forward_mode import output_tangent
+from maxl_l2l.hypergradient.micro_batches import split
+from maxl_l2l.hypergradient.tape import Tape
+from maxl_l2l.inner_step.look_ahead import InnerStep
+from maxl_l2l.metrics.label_statistics import LabelMeter
+from maxl_l2l.metrics.running_means import Usage
+from maxl_l2l.passes.buffers import buffer_copies
+from maxl_l2l.passes.magnitudes import non_finite
+from maxl_l2l.passes.random_numbers import RandomState
 
 PSI = [3, 4]
 

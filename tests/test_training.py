@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import maxl_l2l.progress
+import maxl_l2l.training.progress
 from maxl_l2l import (
     MAXL,
     AuxiliaryLabelGenerator,
@@ -185,8 +185,8 @@ def test_regression_has_no_accuracy():
 def test_progress_bar_shows_losses_accuracy_and_sub_classes(monkeypatch):
     written = io.StringIO()
     monkeypatch.setenv("COLUMNS", "300")
-    bars = maxl_l2l.progress.tqdm
-    monkeypatch.setattr(maxl_l2l.progress, "tqdm", lambda **options: bars(**options, file=written, ncols=300))
+    bars = maxl_l2l.training.progress.tqdm
+    monkeypatch.setattr(maxl_l2l.training.progress, "tqdm", lambda **options: bars(**options, file=written, ncols=300))
     fit(learner(), loader(), 2, test_loader=loader(), schedule="epoch", progress=True)
     last = written.getvalue().split("\r")[-1]
     assert "16/16" in last  # two epochs of two stages of four batches

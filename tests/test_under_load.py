@@ -22,7 +22,7 @@ from faults import program
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import maxl_l2l.files
+import maxl_l2l.checkpoints.atomic_files
 from maxl_l2l import MAXL, LabelGenerator, NonFiniteError, check_model, fit
 
 TESTS = Path(__file__).parent
@@ -157,14 +157,14 @@ def run(path, before="", **options):
 def test_disk_that_fills_up_ends_the_program_with_a_message_and_both_checkpoints_whole(tmp_path):
     path = tmp_path / "run.pt"
     before = """
-import maxl_l2l.files, resource, signal
-def write(self, data, count=[0], real=maxl_l2l.files._Disk.write):
+import maxl_l2l.checkpoints.atomic_files, resource, signal
+def write(self, data, count=[0], real=maxl_l2l.checkpoints.atomic_files._Disk.write):
     count[0] += 1
     if count[0] == 100:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, -1))
     return real(self, data)
-maxl_l2l.files._Disk.write = write
+maxl_l2l.checkpoints.atomic_files._Disk.write = write
 """
     done = run(path, before)
     assert done.returncode == 1
@@ -213,7 +213,7 @@ def other_run(path):
 
 
 def test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts(tmp_path, monkeypatch):
-    monkeypatch.setattr(maxl_l2l.files, "PATIENCE", 0.2)
+    monkeypatch.setattr(maxl_l2l.checkpoints.atomic_files, "PATIENCE", 0.2)
     message = (
         r"`checkpoint` must be a file that no other run writes, found that one which still runs writes .*run\.pt\."
     )

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 from .levels import FINE
 

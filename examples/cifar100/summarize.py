@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 from .figure import draw
 from .job import differences, flat

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from maxl_l2l.files import replace_file
+from maxl_l2l.checkpoints import replace_file
 
 from .arithmetic import PRECISIONS, matrix_rate
 from .data import PER_CLASS, load

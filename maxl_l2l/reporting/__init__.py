@@ -1,1 +1,10 @@
-"""The rooms behind :func:`~maxl_l2l.reports.report`: from runs and samples to figures, sentences and a page."""
+"""The report: from finished runs and samples to figures, sentences and one HTML page.
+
+Importing it loads no plotting library; that happens when a report is made.
+"""
+
+from .assembly import report
+
+__all__ = [
+    "report",
+]

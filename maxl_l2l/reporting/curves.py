@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ..hierarchy import Hierarchy
+from ..labels import Hierarchy
 from .comparison import Group, Measure, partner
 from .evidence import TITLE_WIDTH, label
-from .figures import GRAY, INK, LIGHT, look_of, new_figure
+from .style import GRAY, INK, LIGHT, look_of, new_figure
 
 
 def learning_curves(groups: Sequence[Group], measure: Measure, singles: Sequence[Group], title: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .figures import LIGHT, look_of, new_figure
+from .style import LIGHT, look_of, new_figure
 
 try:
     from sklearn.decomposition import PCA
@@ -17,9 +17,14 @@ try:
 except ImportError:
     PCA = TSNE = threadpool_limits = None
 
+
 HAS_SKLEARN = TSNE is not None
+
+
 FEWEST = 10
 """Samples below which there is nothing to see."""
+
+
 WIDE = 50
 """Components that are left of wider features, for speed, as t-SNE's authors do."""
 

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..agreement import agreement
-from ..hierarchy import Hierarchy
-from ..history import History
+from ..labels import Hierarchy
+from ..metrics import agreement
+from ..training import History
 from .comparison import Group, Measure, invented, measure_of, of_source, partner
 from .samples import Samples
 
 WIDTH, TITLE_WIDTH = 22, 30
 """Characters of a class's name, and of a title of runs, in a figure at most."""
+
+
 GIVEN = ("SingleTask", "RandomLabels", "KMeansLabels", "HumanLabels")
 """Sources whose labels nobody has learned."""
+
+
 TIMES = 10
 """How often human labels are shuffled to see what chance gives."""
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hierarchy import Hierarchy
-from .figures import GRAY, new_figure
+from ..labels import Hierarchy
+from .style import GRAY, new_figure
 
 COLUMNS = 8
 """Images of a sub-class."""

@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
-from ..hierarchy import Hierarchy
-from .figures import GRAY, INK, LIGHT, new_figure
+from ..labels import Hierarchy
+from .style import GRAY, INK, LIGHT, new_figure
 
 MOST = 20
 """Sub-classes of a class that are shown, the most used ones, where not all classes are."""
+
+
 WRITTEN = 260
 """Cells of a matrix at most for their values to be written in them."""
 

@@ -7,8 +7,8 @@ import numpy as np
 from .comparison import Measure
 from .curves import label_curves, learning_curves, recorded
 from .evidence import Evidence, hierarchy_of_run, label_record
-from .figures import Drawn, short
 from .maps import MOST, chosen_classes, rows_of, use_map
+from .style import Drawn, short
 from .summary import focus
 
 ROWS = 100

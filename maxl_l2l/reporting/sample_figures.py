@@ -8,15 +8,19 @@ import numpy as np
 
 from .embedding import Coloring, embedded, embedding, obstacle
 from .evidence import Evidence, human_table, record_of
-from .figures import Drawn
 from .gallery import gallery, heading
 from .maps import MOST, chosen_classes, matrix, rows_of
 from .samples import Samples
+from .style import Drawn
 
 FEW = 12
 """Categories that can be told apart in one panel of the embedding."""
+
+
 LONGEST = 4
 """How much longer than wide an image of the gallery is at most, and the reverse."""
+
+
 WIDE = 32
 """Rows and columns of the matrix at most, before only chosen classes are shown."""
 

@@ -16,19 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..batches import length, moved
-from ..evaluation import device_of
-from ..hierarchy import Hierarchy
-from ..maxl import MAXL
+from ..labels import Hierarchy
+from ..learners import MAXL
 from ..networks import MultiTaskNetwork
 from ..passes import RandomState, buffer_copies, cuda_devices, write_buffers
+from ..training import device_of, length, moved
 
 SIDE = 96
 """Pixels of a picture's longer side at most."""
+
+
 OUTERMOST = (0.5, 99.5)
 """Percentiles of images' values between which these are shown, as one odd pixel would darken all others."""
+
+
 PASSED_ON = ("collate_fn", "num_workers", "timeout", "worker_init_fn", "multiprocessing_context")
 """What a DataLoader needs to read its dataset."""
+
+
 PIXELS = 100
 """Labels of a sample that count, of those that have one a pixel."""
 

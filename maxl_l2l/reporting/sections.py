@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .evidence import Evidence
-from .figures import look, png, texts
 from .run_figures import labels, learning, use
 from .sample_figures import features, human_classes, pictures
+from .style import look, png, texts
 
 
 @dataclass(frozen=True)

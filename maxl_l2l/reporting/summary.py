@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checks import some
-from ..watch import Collapse, collapse_of
+from ..metrics import Collapse, collapse_of
 from .comparison import MEASURES, Estimate, Group, Measure, differing, pairs
 from .evidence import GIVEN, Evidence, agreement_of, chance_agreement, hierarchy_of_run, label_record, record_of
 from .samples import Samples
 
 FEW = 5
 """Pairs of runs below which a verdict is left open."""
+
+
 UNKNOWN = "Can't be told"
 
 

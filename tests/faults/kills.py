@@ -55,7 +55,7 @@ def killed_or_done(folder: Path, moment: int | None, workers: int) -> None:
 
 
 def _die_at(moment: int) -> None:
-    import maxl_l2l.files
+    import maxl_l2l.checkpoints.atomic_files
 
     left = [moment]
 
@@ -71,7 +71,7 @@ def _die_at(moment: int) -> None:
 
         return call
 
-    disk = maxl_l2l.files._Disk
+    disk = maxl_l2l.checkpoints.atomic_files._Disk
     disk.write = mortal(disk.write, is_write=True)  # type: ignore[method-assign]
     os.fsync, os.link, os.replace = mortal(os.fsync), mortal(os.link), mortal(os.replace)
 

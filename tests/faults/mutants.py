@@ -86,7 +86,7 @@ def _mutants(file: str, tests: str, *changes: tuple[str, str, str] | tuple[str, 
 
 MUTANTS = [
     *_mutants(
-        "hierarchy.py",
+        "labels/hierarchy.py",
         "test_hierarchy.py",
         (
             "a block begins where the next one does",
@@ -106,7 +106,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "losses.py",
+        "labels/losses.py",
         "test_losses.py",
         ("the softmax has no mask", ".masked_fill(outside, -torch.inf)", ""),
         ("logits outside the block are 0, as the paper prints it", "(outside, -torch.inf)", "(outside, 0.0)"),
@@ -139,6 +139,10 @@ MUTANTS = [
             "at_least_float32(probs).transpose(0, 1).flatten(1).mean(dim=1)",
             "at_least_float32(probs).transpose(0, 1).flatten(1).sum(dim=1)",
         ),
+    ),
+    *_mutants(
+        "passes/precision.py",
+        "test_losses.py",
         (
             "logarithms are taken in half precision",
             "return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values",
@@ -146,7 +150,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "heads.py",
+        "networks/heads.py",
         "test_heads.py",
         (
             "the first of several layers in a sequence is the head",
@@ -173,7 +177,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "networks.py",
+        "networks/multi_task.py",
         "test_networks.py",
         (
             "the features are detached from the auxiliary head",
@@ -187,6 +191,15 @@ MUTANTS = [
             "            self._passed_on.clear()",
         ),
         (
+            "the auxiliary logits of a picked position are the mean's",
+            "    if not same.any(dim=1).all():\n",
+            "    if True:\n",
+        ),
+    ),
+    *_mutants(
+        "networks/label_generator.py",
+        "test_networks.py",
+        (
             "a sample's weight is left out of its label",
             "return labels * weight.view(-1, *[1] * (labels.dim() - 1))",
             "return labels",
@@ -198,14 +211,9 @@ MUTANTS = [
             "weight = (4 ** score.tanh()).detach()",
             "test_hypergradient.py",
         ),
-        (
-            "the auxiliary logits of a picked position are the mean's",
-            "    if not same.any(dim=1).all():\n",
-            "    if True:\n",
-        ),
     ),
     *_mutants(
-        "copies.py",
+        "networks/fresh_copies.py",
         "test_networks.py test_copies.py",
         (
             "the generator shares its layers with the model",
@@ -226,7 +234,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "cloning.py",
+        "passes/cloning.py",
         "test_cloning.py",
         (
             "a clone is detached from its original",
@@ -241,7 +249,7 @@ MUTANTS = [
         ("a clone copies what it is to share", "        memo[id(thing)] = thing\n", ""),
     ),
     *_mutants(
-        "learner.py",
+        "learners/maml_interface.py",
         "test_algorithm.py",
         ("first_order is ignored", "create_graph=not first_order", "create_graph=True"),
         ("second derivatives are always dropped", "create_graph=not first_order", "create_graph=False"),
@@ -254,7 +262,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "rules.py",
+        "inner_step/rules.py",
         "test_inner_step.py",
         (
             "momentum is forgotten",
@@ -310,7 +318,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "shadow_step.py",
+        "inner_step/optimizer_copy.py",
         "test_inner_step.py",
         ("the state of an optimizer of the general route is aliased", "copy.deepcopy(dict(state))", "dict(state)"),
         (
@@ -320,7 +328,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "inner_step.py",
+        "inner_step/look_ahead.py",
         "test_inner_step.py",
         (
             "the learning rate is that of construction",
@@ -349,22 +357,34 @@ MUTANTS = [
             "return _pull_back(lambda leaves: clip_by_norm(leaves, self.max_grad_norm), grads, pulled)",
             "return pulled",
         ),
+    ),
+    *_mutants(
+        "inner_step/clipping.py",
+        "test_inner_step.py",
         ("clipping stretches short gradients", ".clamp(max=1.0)", ""),
     ),
     *_mutants(
-        "passes.py",
+        "passes/virtual_pass.py",
         "test_hypergradient.py",
         (
             "a buffer that a pass puts in another's place is lost",
             '    take_over(buffers, places, {place: state[f"module.{place}"] for place in places})\n',
             "",
         ),
+    ),
+    *_mutants(
+        "passes/buffers.py",
+        "test_hypergradient.py",
         (
             "copies of buffers are the buffers",
             "return {name: tensor.clone() for name, tensor in tensors.items()}",
             "return dict(tensors)",
             "test_passes.py",
         ),
+    ),
+    *_mutants(
+        "passes/random_numbers.py",
+        "test_hypergradient.py",
         (
             "the random state stays where an error left it",
             "            self.restore()\n            raise\n",
@@ -380,6 +400,10 @@ MUTANTS = [
             "            now.restore()\n",
             "            pass\n",
         ),
+    ),
+    *_mutants(
+        "passes/magnitudes.py",
+        "test_hypergradient.py",
         (
             "infinity is finite",
             'if not abs(value) < float("inf")}',
@@ -388,7 +412,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "forward_mode.py",
+        "hypergradient/forward_mode.py",
         "test_forward_mode.py",
         (
             "a product's tangent leaves out that of its input",
@@ -431,7 +455,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "finite_difference.py",
+        "hypergradient/finite_difference.py",
         "test_hypergradient.py",
         (
             "a central difference is divided by half of its distance",
@@ -457,7 +481,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "tape.py",
+        "hypergradient/tape.py",
         "test_forward_mode.py",
         (
             "a result that has been written over is used",
@@ -467,7 +491,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "inner_pass.py",
+        "hypergradient/batch_passes.py",
         "test_hypergradient.py",
         (
             "the labels are detached in the product that is differentiated",
@@ -510,6 +534,10 @@ MUTANTS = [
             "[grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]",
             "list(found)",
         ),
+    ),
+    *_mutants(
+        "hypergradient/bilevel.py",
+        "test_hypergradient.py",
         (
             "a checkpoint does not bring back the distance of finite differences",
             "        vars(self).update(state_dict",
@@ -518,7 +546,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "hypergradient.py",
+        "hypergradient/computation.py",
         "test_hypergradient.py",
         (
             "the meta batch is ignored",
@@ -562,11 +590,19 @@ MUTANTS = [
             "        clipped = list(grads)\n",
             "test_updates.py",
         ),
+    ),
+    *_mutants(
+        "hypergradient/fallbacks.py",
+        "test_hypergradient.py",
         (
             "a method that falls back draws other random numbers",
             "        state.restore()\n\n\ndef _falls",
             "        pass\n\n\ndef _falls",
         ),
+    ),
+    *_mutants(
+        "hypergradient/methods.py",
+        "test_hypergradient.py",
         (
             "a function without a second derivative is passed over without a word",
             "    _check_twice_differentiable(grads)\n",
@@ -574,7 +610,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "reduction.py",
+        "distributed/reduction.py",
         "test_hypergradient.py",
         (
             "the last micro-batch's gradient is that of all",
@@ -583,7 +619,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "micro_batches.py",
+        "hypergradient/micro_batches.py",
         "test_hypergradient.py",
         (
             "the parts of an input in a mapping are in another order than their labels",
@@ -593,7 +629,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "steps.py",
+        "steps/iteration.py",
         "test_hypergradient.py",
         (
             "hypergradient() replaces a gradient that was there",
@@ -613,7 +649,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "updates.py",
+        "steps/updates.py",
         "test_updates.py",
         ("the scaler is not updated", "            self.scaler.update()\n", "            pass\n"),
         (
@@ -629,7 +665,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "maxl.py",
+        "learners/maxl.py",
         "test_hypergradient.py",
         (
             "the entropy term has no weight",
@@ -655,7 +691,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "algorithm.py",
+        "learners/auxiliary_learning.py",
         "test_algorithm.py",
         (
             "the labels are detached in the multi-task loss",
@@ -688,7 +724,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "sources.py",
+        "sources/fixed.py",
         "test_sources.py",
         (
             "random labels are drawn anew in each run",
@@ -696,17 +732,24 @@ MUTANTS = [
             "",
         ),
         ("random labels are all the first of their block", "starts[y] + (draws * sizes[y]).long()", "starts[y]"),
+    ),
+    *_mutants(
+        "sources/generated.py",
+        "test_sources.py",
         (
             "the control learns from the meta gradient",
             'super().__init__(method="regularizer")',
             "super().__init__()",
         ),
+    ),
+    *_mutants(
+        "sources/label_source.py",
+        "test_sources.py",
         ("the single task has an auxiliary one", "auxiliary=False, **options", "**options"),
     ),
     *_mutants(
-        "schedules.py",
-        "test_training.py::test_generator_learns_on_every_nth_batch "
-        "test_training.py::test_generator_stage_of_the_epoch_schedule_takes_every_nth_batch",
+        "training/schedules.py",
+        "test_training.py::test_generator_learns_on_every_nth_batch test_training.py::test_generator_stage_of_the_epoch_schedule_takes_every_nth_batch",
         (
             "meta_every is ignored in the batch schedule",
             "        if not turn:\n            return train_network(batch)\n",
@@ -725,7 +768,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "measures.py",
+        "metrics/running_means.py",
         "test_training.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
         (
             "the history's means are not weighted by samples",
@@ -747,7 +790,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "label_meter.py",
+        "metrics/label_statistics.py",
         "test_metrics.py::TestLabelMeter",
         (
             "a sub-class of one sample is not in use",
@@ -762,20 +805,19 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "watch.py",
+        "metrics/collapse.py",
         "test_metrics.py::TestWatch",
         ("each class is judged by the first one's sub-classes", "        start += size\n", ""),
         ("a class of a few samples has collapsed", " and sum(counts) >= FEW", ""),
     ),
     *_mutants(
-        "batches.py",
+        "training/batches.py",
         "test_ranks.py::test_fit_tells_the_sampler_its_epoch",
         ("a sampler shuffles each epoch like the first", "        tell(epoch)\n", "        tell(0)\n"),
     ),
     *_mutants(
-        "run_state.py",
-        "test_training.py::test_resumed_run_equals_an_uninterrupted_one "
-        "test_training.py::test_checkpoint_of_a_run_without_these_schedulers_is_refused",
+        "training/run.py",
+        "test_training.py::test_resumed_run_equals_an_uninterrupted_one test_training.py::test_checkpoint_of_a_run_without_these_schedulers_is_refused",
         (
             "a checkpoint has no generator optimizer",
             '                "generator_optimizer": self.generator_optimizer,\n',
@@ -793,7 +835,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "files.py",
+        "checkpoints/atomic_files.py",
         "test_files.py",
         (
             "a file is written in its place",
@@ -803,7 +845,7 @@ MUTANTS = [
         ("nobody else may read a file", "        os.chmod(name, 0o666 & ~_umask())", "        pass"),
     ),
     *_mutants(
-        "training.py",
+        "training/fitting.py",
         "test_survivors.py",
         (
             "a run with a seed moves the random state",
@@ -811,6 +853,10 @@ MUTANTS = [
             "isolated = nullcontext()",
             "test_training.py::test_seed_decides_the_run_and_leaves_the_random_state",
         ),
+    ),
+    *_mutants(
+        "training/arguments.py",
+        "test_survivors.py",
         (
             "the generator's default optimizer has no weight decay",
             "lr=1e-3, weight_decay=5e-4",
@@ -819,7 +865,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "run_state.py",
+        "training/run.py",
         "test_interrupts.py",
         (
             "a run that is stopped while it evaluates is saved without its place",
@@ -828,7 +874,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "run.py",
+        "training/epoch_loop.py",
         "test_interrupts.py",
         ("evaluation is not left", "self.interrupts.watched(self.test_loader)", "self.test_loader"),
         (
@@ -839,7 +885,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "interrupts.py",
+        "training/interrupts.py",
         "test_interrupts.py",
         ("a signal is forgotten", "        self.received = number\n", "        pass\n"),
         (
@@ -850,7 +896,7 @@ MUTANTS = [
         ("a forked process holds signals back", "        one.__exit__()\n", "        pass\n"),
     ),
     *_mutants(
-        "algorithm.py",
+        "learners/auxiliary_learning.py",
         "test_under_load.py",
         (
             "threads compute at the same time",
@@ -859,7 +905,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "random_numbers.py",
+        "passes/random_numbers.py",
         "test_resume.py::test_run_with_generators_or_workers_stopped_and_resumed_equals_an_uninterrupted_one",
         ("Python's random state is not restored", '        random.setstate(state["python"])\n', ""),
         ("NumPy's random state is not restored", '        np.random.set_state(_arrays(state["numpy"]))\n', ""),
@@ -870,14 +916,14 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "checkpoint_file.py",
+        "checkpoints/file_format.py",
         "test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
         ("check sums are not compared", "damaged = archive.testzip()", "damaged = None"),
         ("a checkpoint may run a program", "weights_only=True", "weights_only=False"),
         ("a place inside an epoch is not looked at", 'elif not _is_place(inside["place"]):', "elif False:"),
     ),
     *_mutants(
-        "checkpoints.py",
+        "checkpoints/checkpoint.py",
         "test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
         (
             "a checkpoint that is refused is loaded in part",
@@ -887,15 +933,19 @@ MUTANTS = [
         ("the state of an optimizer is not tried", "    trial.step()\n", ""),
     ),
     *_mutants(
-        "updates.py",
+        "steps/updates.py",
         "test_not_finite.py",
         ("a step that fails is not undone", "            undo.restore()\n", ""),
         ("a step is not looked at", "            undo.check_finite(steps, moved)\n", ""),
+    ),
+    *_mutants(
+        "steps/undo.py",
+        "test_not_finite.py",
         ("undoing forgets the states of optimizers", "for tensor in (*held, *state) if", "for tensor in held if"),
         ("undoing forgets gradients", "            parameter.grad = grad\n", "            pass\n"),
     ),
     *_mutants(
-        "origins.py",
+        "steps/nan_origin.py",
         "test_not_finite.py",
         (
             "the input is not looked at",
@@ -904,20 +954,19 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "files.py",
-        "test_under_load.py::test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts "
-        "test_under_load.py::test_file_system_without_links_keeps_the_former_checkpoint_too",
+        "checkpoints/atomic_files.py",
+        "test_under_load.py::test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts test_under_load.py::test_file_system_without_links_keeps_the_former_checkpoint_too",
         ("two runs write one file", "        lock.acquire(timeout=PATIENCE)\n", "        pass\n"),
         ("the former checkpoint is not kept", "            _keep(target, Path(keep))\n", "            pass\n"),
     ),
     *_mutants(
-        "evaluation.py",
+        "training/evaluation.py",
         "test_training.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
         ("evaluation is in training mode", "    maxl.eval()\n", ""),
         ("evaluation mode stays", "            module.training = training\n", "            pass\n"),
     ),
     *_mutants(
-        "snapshots.py",
+        "model_check/snapshot.py",
         "test_snapshots.py",
         ("a snapshot does not put gradients back", "            parameter.grad = grad\n", "            pass\n"),
         ("a snapshot does not put torch's random state back", "        self.random.restore()\n", ""),

@@ -1,0 +1,20 @@
+"""Several processes, called ranks, that train together on parts of one batch.
+
+They agree on what they do, sum gradients and statistics, and keep parameters and buffers the same everywhere. A process
+alone is the case of one rank, in which nothing is exchanged.
+"""
+
+from .process_group import checked_process_group
+from .ranks import Ranks
+from .reduction import Grads, Reduction, added
+from .sync_norm import meets_in_passes, synchronised
+
+__all__ = [
+    "Grads",
+    "Ranks",
+    "Reduction",
+    "added",
+    "checked_process_group",
+    "meets_in_passes",
+    "synchronised",
+]

@@ -1,0 +1,39 @@
+"""The hypergradient: the derivative of the meta loss after one inner step with respect to the generator.
+
+The methods that compute it, exactly or by finite differences, and what they are made of: the passes on each
+micro-batch, the forward-mode pass, what it reuses of an earlier pass. It knows callables and named parameters, neither
+classes nor images.
+"""
+
+from .batch_passes import NetworkPass, backward, summary
+from .bilevel import Batch, Bilevel, Experience, Objective, Pass, plain_pass
+from .compilation import CompiledPass, compile_options
+from .computation import Options
+from .fallbacks import differentiate
+from .methods import METHODS
+from .micro_batches import joined, num_samples, split
+from .results import ADVICE, Derivatives, Origin, StepResult
+
+__all__ = [
+    "ADVICE",
+    "Batch",
+    "Bilevel",
+    "CompiledPass",
+    "Derivatives",
+    "Experience",
+    "METHODS",
+    "NetworkPass",
+    "Objective",
+    "Options",
+    "Origin",
+    "Pass",
+    "StepResult",
+    "backward",
+    "compile_options",
+    "differentiate",
+    "joined",
+    "num_samples",
+    "plain_pass",
+    "split",
+    "summary",
+]

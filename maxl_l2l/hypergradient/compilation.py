@@ -1,0 +1,86 @@
+"""Compilation: virtual passes of a network through torch.compile."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..passes import placed, take_over
+from .tape import CopyingTape, Tape, product_key
+
+
+class CompiledPass:
+    """What :func:`virtual_pass` does to one module, compiled.
+
+    Args:
+        module: Its passes are compiled.
+        traced: The name of the method that a pass consists of.
+        around: Makes the context that it runs in, which is not compiled.
+        options: Keyword arguments of ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        traced: str,
+        around: Callable[[], AbstractContextManager[object]],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.module, self.around = module, around
+        self.caller = _Caller(module, traced)
+        # A code object of its own: torch.compile counts recompilations by it, and gives up after some.
+        function = type(self)._call
+        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        self.compiled = torch.compile(types.MethodType(own, self), **options)
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any, tape: Tape | None = None
+    ) -> Any:
+        """Arguments as in :func:`virtual_pass`; the tape gets what it would have recorded."""
+        places, state = placed(self.module, parameters, buffers)
+        state = {f"module.{place}": tensor for place, tensor in state.items()}
+        with self.around():
+            result, products, moved = self.compiled(state, args, tape is not None)
+        take_over(buffers, places, {place: moved[f"module.{place}"] for place in places})
+        if tape is not None:
+            for name, shape, weight, value in zip(*products):
+                tape.keep(product_key(name, shape, weight), value)
+        return result
+
+    def _call(
+        self, state: dict[str, Tensor], args: tuple[Any, ...], keep: bool
+    ) -> tuple[Any, tuple[list[Any], ...], dict[str, Tensor]]:
+        if not keep:
+            return functional_call(self.caller, state, args, tie_weights=False), ([], [], [], []), state
+        tape = CopyingTape()
+        with tape:
+            result = functional_call(self.caller, state, args, tie_weights=False)
+        return result, (tape.names, tape.shapes, tape.weights, tape.values), state
+
+
+def compile_options(**options: Any) -> dict[str, Any]:
+    """Returns keyword arguments of ``torch.compile`` with which random numbers are those of the plain passes.
+
+    By default inductor draws its own, and so other dropout masks than the forward-mode pass.
+    """
+    if options.get("backend", "inductor") != "inductor":
+        return options
+    mode = options.pop("mode", None)
+    chosen = {} if mode is None else torch._inductor.list_mode_options(mode)
+    return {**options, "options": {**chosen, **(options.get("options") or {}), "fallback_random": True}}
+
+
+class _Caller(nn.Module):
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__()
+        self.module = module
+        self.name = name
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.module, self.name)(*args)

@@ -1,0 +1,80 @@
+"""Fall-backs: which method takes over where an operator of the network has no derivative for another."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import RankError, UnsupportedOperatorError
+from ..inner_step import InnerStep
+from ..passes import RandomState, cuda_devices
+from .bilevel import Batch, Bilevel
+from .computation import Computation, Options
+from .forward_mode import plain_kernels
+from .methods import METHODS
+from .results import Derivatives
+
+FALLBACKS = {
+    "forward": (
+        "unrolled",
+        "the double backward pass is used, which is exact too and takes more time and memory",
+    ),
+    "unrolled": (
+        "finite-difference",
+        "finite differences are used, whose relative error hypergradient() gives with its result",
+    ),
+}
+"""What to do where an operator has no rule for a method, and what it means."""
+
+
+NO_DERIVATIVE = (
+    "derivative for",
+    "activation checkpointing",
+    "does not currently support double backward",
+    "once_differentiable",
+)
+"""What PyTorch says where a second derivative is missing."""
+
+
+def differentiate(
+    bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options | None = None
+) -> Derivatives:
+    """Computes both networks' gradients; changes nothing but the random state and ``bilevel.experience.fallbacks``.
+
+    Fused attention has neither a forward-mode derivative nor a second one, torch's math kernel has both; all passes use
+    it, so that they also share its dropout masks. A network with an operator that has no forward-mode rule falls back
+    on the double backward pass, and one that has no second derivative either on finite differences.
+    """
+    options, experience = options or Options(), bilevel.experience
+    state = RandomState(cuda_devices(bilevel.network))
+    while True:
+        method = experience.fallbacks.get(options.method, options.method)
+        kernels = plain_kernels() if experience.plain_kernels else contextlib.nullcontext()
+        try:
+            with sdpa_kernel(SDPBackend.MATH), kernels:
+                return METHODS[method](Computation(bilevel, batch, meta_batch, inner, options))
+        except (UnsupportedOperatorError, RuntimeError) as error:
+            if isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
+                experience.plain_kernels = True
+            elif _falls_back(experience.fallbacks, options.method, method, error):
+                experience.plain_kernels = False  # they were no help
+            else:
+                raise
+        state.restore()
+
+
+def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Exception) -> bool:
+    """Notes the next method to try in place of one that failed for want of a derivative, and warns; False if none."""
+    missing = isinstance(error, UnsupportedOperatorError) or any(reason in str(error) for reason in NO_DERIVATIVE)
+    missing = missing and not isinstance(error, RankError)  # which quotes others
+    if asked != "forward" or method not in FALLBACKS or not missing:
+        return False
+    fallbacks[asked], consequence = FALLBACKS[method]
+    warnings.warn(
+        f"`method` {method!r} does not work for this network: {str(error).rstrip('.')}. From now on {consequence}.",
+        RuntimeWarning,
+        stacklevel=7,
+    )
+    return True

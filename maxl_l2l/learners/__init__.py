@@ -1,0 +1,13 @@
+"""What a user holds: :class:`MAXL`, and :class:`AuxiliaryLabelGenerator`, the same algorithm in general.
+
+A learner joins the model, the generator and the losses of both levels. It has the interface of learn2learn's MAML, and
+:meth:`~AuxiliaryLabelGenerator.step` for one fused iteration.
+"""
+
+from .auxiliary_learning import AuxiliaryLabelGenerator
+from .maxl import MAXL
+
+__all__ = [
+    "AuxiliaryLabelGenerator",
+    "MAXL",
+]

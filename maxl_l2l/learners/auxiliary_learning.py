@@ -1,0 +1,608 @@
+"""Auxiliary learning in general: any model, any generator of targets, any losses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+
+from ..checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_generator,
+    check_kind,
+    check_number,
+    check_optimizer,
+    check_rows,
+)
+from ..distributed import Ranks, checked_process_group, synchronised
+from ..hypergradient import (
+    METHODS,
+    Batch,
+    Bilevel,
+    CompiledPass,
+    Experience,
+    Objective,
+    Options,
+    Pass,
+    StepResult,
+    compile_options,
+    plain_pass,
+)
+from ..inner_step import InnerStep
+from ..networks import multi_task_network
+from ..passes import COMPUTING, RandomState, at_least_float32, buffer_copies, cuda_devices, in_float16, virtual_pass
+from ..steps import Updates, add_hypergradient, fused_step, generator_step, gradient_cosine, network_step
+from .maml_interface import Learner, check_options
+
+Arguments = ParamSpec("Arguments")
+
+
+ResultType = TypeVar("ResultType")
+
+
+def _made_by_all_ranks(
+    method: Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType],
+) -> Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType]:
+    """Makes a method tell the other ranks if its checks fail, so that none waits for this one; one thread at a time."""
+
+    @functools.wraps(method)
+    def call(self: AuxiliaryLabelGenerator, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultType:
+        with COMPUTING, self.ranks.call(method.__name__):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+class Loss(Protocol):
+    """A loss of outputs against labels or targets: a value a sample or a scalar, smaller is better."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor: ...
+
+
+class AuxiliaryLabelGenerator(Learner):
+    """Trains a model with the help of an auxiliary task whose targets a second network invents.
+
+    The general form of Meta AuXiliary Learning (Liu et al. 2019): any model, any generator of targets, any losses.
+    :class:`MAXL` is the paper's instance. The interface is that of ``learn2learn.algorithms.MAML``.
+
+    Two ways to train: :meth:`step` is one fused iteration of model and generator by the exact hypergradient; or
+    :meth:`clone`, :meth:`adapt` and :meth:`meta_loss` spell the inner loop out, for any number of steps.
+
+    Args:
+        model: The user's model; held, not copied, and left as it is.
+        generator: A module from ``(x, y)`` to targets, of the kind that auxiliary_loss takes; no part of model.
+        num_outputs: Outputs of the auxiliary head.
+        lr: Learning rate of :meth:`adapt`, and of the inner step where no optimizer is given.
+        first_order: Whether :meth:`adapt` drops second derivatives. It cuts the path from the primary loss to the
+            generator, so a warning is given; :meth:`step` is exact without them.
+        allow_unused: Whether :meth:`adapt` accepts a loss that does not use all of the model's parameters; allow_nograd
+            if None. The auxiliary head may always go unused.
+        allow_nograd: Whether :meth:`adapt` accepts frozen parameters in the model.
+        head: Name of the model's own head, a layer or a ``nn.Sequential`` that ends with one. If None: the layer with
+            num_primary outputs, or the last linear layer or convolution if num_primary is None too.
+        num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
+        num_primary: Outputs of the model's head, to find it by or to add it with; needed with num_features.
+        primary_loss: ``(outputs, y) -> value``, a value a sample or a scalar; cross-entropy if None.
+        auxiliary_loss: ``(auxiliary outputs, targets) -> value``, likewise, twice differentiable in the outputs;
+            cross-entropy if None.
+        regularizer: ``targets -> scalar`` that joins the meta loss; none if None.
+
+    Raises:
+        TypeError: model or generator is not a module.
+        ValueError: No head is found, or generator shares parameters with model.
+
+    Example:
+        >>> class Generator(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.body = nn.Linear(8, 3)
+        ...     def forward(self, x, y):
+        ...         return self.body(x)
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+        >>> learner = AuxiliaryLabelGenerator(model, Generator(), 3, primary_loss=F.mse_loss, auxiliary_loss=F.mse_loss)
+        >>> learner.loss(torch.randn(4, 8), torch.randn(4, 1)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        generator: nn.Module,
+        num_outputs: int,
+        lr: float = 0.01,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = False,
+        *,
+        head: str | None = None,
+        num_features: int | None = None,
+        num_primary: int | None = None,
+        primary_loss: Loss | None = None,
+        auxiliary_loss: Loss | None = None,
+        regularizer: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        check_options(lr, first_order, allow_unused, allow_nograd)
+        check_count(num_outputs, "num_outputs", "Count the auxiliary outputs.")
+        network = multi_task_network(model, num_primary, num_outputs, head, num_features)
+        check_generator(generator, model)
+        super().__init__(network, generator, lr, first_order, allow_unused, allow_nograd)
+        self.objective = Objective(
+            _Mean(primary_loss or _cross_entropy), _Mean(auxiliary_loss or _cross_entropy), regularizer
+        )
+        self.experience = Experience()
+        self._passes: tuple[CompiledPass, CompiledPass] | None = None
+        self.ranks = Ranks()
+
+    def loss(
+        self,
+        x: Any,
+        y: Tensor,
+        network: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+        *,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """The multi-task loss L1: mean primary loss plus mean auxiliary loss.
+
+        Args:
+            x: What the model takes, N samples.
+            y: Labels of the primary task, first dimension N.
+            network: What stands in for the multi-task network, ``x -> (primary, auxiliary)``: another learner's clone
+                of it, say.
+            targets: Auxiliary targets to use instead of the generator's; for :class:`MAXL` probabilities or class
+                indices.
+
+        Returns:
+            A scalar, differentiable in theta_1 and, through the generated targets, in theta_2.
+
+        Raises:
+            TypeError, ValueError: x and y, or the targets, do not fit.
+        """
+        self.check_batch(x, y)
+        if targets is None:
+            targets = self.generator(x, y)
+            self.check_targets(targets, y)
+        else:
+            self._check_given(targets, y)
+        outputs, auxiliary = self._outputs(x, network)
+        return self.objective.primary(outputs, y) + self.objective.auxiliary(auxiliary, targets)
+
+    def primary_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """The primary term of L1 alone, a scalar; arguments as in :meth:`loss`."""
+        self.check_batch(x, y)
+        return self.objective.primary(self._outputs(x, network)[0], y)
+
+    def meta_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """The meta loss L2: mean primary loss plus the regulariser of the targets; arguments as in :meth:`loss`.
+
+        Called on a clone after :meth:`adapt`, its gradient reaches theta_2, and theta_1 as in MAML. The generator's
+        pass is virtual: it does not move BatchNorm statistics.
+        """
+        loss = self.primary_loss(x, y, network)
+        if self.objective.regularizer is None:
+            return loss
+        with COMPUTING:
+            targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)
+        self.check_targets(targets, y)
+        return loss + self.objective.regularizer(targets)
+
+    @_made_by_all_ranks
+    def hypergradient(
+        self,
+        x: Any,
+        y: Tensor,
+        *,
+        meta_batch: Batch | None = None,
+        optimizer: Optimizer | None = None,
+        method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> StepResult:
+        """Adds the gradient of the meta loss after one inner step to the ``.grad`` of the generator's parameters.
+
+        ``d/d theta_2 [mean L(f(x'; theta_1+), y') + regularizer(g(x, y))]`` with
+        ``theta_1+ = U(theta_1, grad L1(x, y))``, equation 4 of Liu et al. (2019) for any inner rule U. Nothing else
+        changes: no parameter, buffer, optimizer state, gradient of the network, or random state.
+
+        Args:
+            x: Samples of the inner step, N of them.
+            y: Their primary labels, first dimension N.
+            meta_batch: ``(x', y')`` of the meta loss; ``(x, y)`` if None.
+            optimizer: Whose rule, state and groups the inner step follows; SGD with this learner's lr if None.
+            method: ``"forward"``, one forward-mode pass, exact; ``"unrolled"``, a double backward pass, the same value
+                (not with activation checkpointing); ``"finite-difference"``, a difference of two passes instead of the
+                forward-mode one; ``"regularizer"``, the regulariser's gradient alone, the control without a
+                hypergradient. A network that ``"forward"`` can't differentiate falls back on the next of these, with a
+                warning.
+            epsilon: Euclidean distance in theta_1 of the finite difference. If None, the one of the smallest error is
+                looked for, here at each call, in :meth:`step` at the first and then at every hundredth.
+            micro_batches: Parts that the batches are split into, to save memory; the result is that of the whole batch
+                but for layers that mix samples, as BatchNorm does, and losses that do, as a Dice over the batch. The
+                labels are computed twice if there are several.
+            max_grad_norm: Norm that the gradient of the inner step is clipped to, and differentiated through.
+            scaler: A ``torch.amp.GradScaler`` whose scale keeps small gradients under float16; read alone.
+
+        Returns:
+            The losses (nats, means over the batch), the primary outputs and the targets, without a graph; and, with
+            finite differences, an estimate of their relative error.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; ``.grad`` is as it was.
+
+        Example:
+            >>> maxl = MAXL(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), psi=[3, 3])
+            >>> losses = maxl.hypergradient(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]))
+            >>> all(p.grad is not None for p in maxl.generator.parameters())
+            True
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches, measure=True)
+        updates = self._updates(max_grad_norm, scaler)
+        inner = self._inner_step(optimizer, max_grad_norm)
+        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():
+            return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options, updates)
+
+    @_made_by_all_ranks
+    def step(
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer,
+        generator_optimizer: Optimizer,
+        *,
+        meta_batch: Batch | None = None,
+        method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> StepResult:
+        """One fused iteration: a step of the network on L1, and a step of the generator by its hypergradient.
+
+        The network's own step is the inner step, so it is computed once. A call that raises changes nothing: all is
+        computed before anything is changed, and an optimizer's step that raises, or makes parameters, its state or
+        buffers NaN or infinite, is undone.
+
+        Args:
+            x: Training samples, N of them.
+            y: Their primary labels, first dimension N.
+            optimizer: Holds all trainable parameters of ``self.network``. It may be in a wrapper of its class that
+                shows it as ``.optimizer``, as Lightning's does.
+            generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
+            meta_batch: As in :meth:`hypergradient`; so are method, epsilon and micro_batches.
+            method: See above.
+            epsilon: See above.
+            micro_batches: See above.
+            max_grad_norm: Norm that each network's gradient is clipped to; the generator learns through the clipping.
+            scaler: A ``torch.amp.GradScaler``, for a region of float16 autocast. It is stepped and updated here; a step
+                whose gradient overflowed is skipped, and the result says so.
+
+        Returns:
+            As :meth:`hypergradient`; the error of finite differences is that of the last search.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; no parameter has been updated with it.
+
+        Example:
+            >>> maxl = MAXL(nn.Linear(8, 2), psi=[3, 3])
+            >>> optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+            >>> generator_optimizer = torch.optim.Adam(maxl.generator.parameters(), lr=0.01)
+            >>> result = maxl.step(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer, generator_optimizer)
+            >>> result.targets.shape
+            torch.Size([4, 6])
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches)
+        self._check_optimizer(optimizer)
+        self._check_generator_optimizer(generator_optimizer)
+        updates = self._updates(max_grad_norm, scaler)
+        with self._in_step():
+            return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
+
+    @_made_by_all_ranks
+    def network_step(
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer,
+        *,
+        targets: Tensor | None = None,
+        auxiliary: bool = True,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> StepResult:
+        """One step of the network alone: the first stage of the paper's per-epoch schedule, and of fixed labels.
+
+        Args:
+            x: Training samples, N of them.
+            y: Their primary labels, first dimension N.
+            optimizer: Holds all trainable parameters of ``self.network``; any kind that needs no closure.
+            targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None (a virtual pass of it).
+            auxiliary: Whether there is an auxiliary task at all; without it this is single-task training.
+            micro_batches: As in :meth:`step`; so are max_grad_norm and scaler.
+            max_grad_norm: See above.
+            scaler: See above.
+
+        Returns:
+            The losses, primary outputs and targets, without a graph.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; nothing has been computed.
+            NonFiniteError: A loss or gradient is NaN or infinite; no parameter has been updated with it.
+        """
+        self.check_batch(x, y)
+        self._check_optimizer(optimizer)
+        options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
+        if not auxiliary:
+            targets = None
+        elif targets is not None:
+            self._check_given(targets, y)
+        with self._in_step():
+            return network_step(self._bilevel(), (x, y), targets, auxiliary, optimizer, options, updates)
+
+    @_made_by_all_ranks
+    def generator_step(
+        self,
+        x: Any,
+        y: Tensor,
+        optimizer: Optimizer | None,
+        generator_optimizer: Optimizer,
+        *,
+        meta_batch: Batch | None = None,
+        method: str = "forward",
+        epsilon: float | None = None,
+        micro_batches: int = 1,
+        max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> StepResult:
+        """One step of the generator alone: the second stage of the paper's per-epoch schedule.
+
+        As :meth:`hypergradient` followed by the generator optimizer's step, with the generator's BatchNorm statistics
+        moved once. Arguments, result and errors as in :meth:`step`.
+        """
+        meta_batch = self._checked_batches(x, y, meta_batch)
+        options = self._options(method, epsilon, micro_batches)
+        updates = self._updates(max_grad_norm, scaler)
+        inner = self._inner_step(optimizer, max_grad_norm)
+        self._check_generator_optimizer(generator_optimizer)
+        with self._in_step():
+            return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
+
+    @_made_by_all_ranks
+    def gradient_cosine(
+        self, x: Any, y: Tensor, *, targets: Tensor | None = None, micro_batches: int = 1
+    ) -> Tensor | None:
+        """The cosine of the gradients of both terms of L1 on the parameters that both depend on.
+
+        Near 1 the auxiliary task pulls them the way of the primary one, near 0 it has nothing to do with it, below 0 it
+        is in its way: a diagnostic of the paper's released code. It costs half a :meth:`step` and changes nothing.
+
+        Args:
+            x: N samples.
+            y: Their primary labels, first dimension N.
+            targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None.
+            micro_batches: As in :meth:`step`.
+
+        Returns:
+            A scalar without a graph; None if the gradients have no parameter in common, or one of them is zero.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit.
+        """
+        self.check_batch(x, y)
+        options = self._options("forward", None, micro_batches)
+        if targets is not None:
+            self._check_given(targets, y)
+        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():
+            return gradient_cosine(self._bilevel(), (x, y), targets, options.micro_batches)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the passes of both networks that :meth:`step` and its relatives are made of.
+
+        A model that the user has compiled is run as it is by :meth:`step`, which needs passes at other parameters; this
+        is the way to have those compiled. Results are the same but for rounding; random numbers too. The forward-mode
+        pass itself, :meth:`clone` and evaluation are not compiled.
+
+        Args:
+            args: None; ``nn.Module.compile`` takes any.
+            kwargs: As for ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
+
+        Raises:
+            RuntimeError: torch is older than 2.9, which can't compile these passes whole.
+        """
+        if torch.__version__ < "2.9":  # a torch.torch_version.TorchVersion, which compares as versions do
+            raise RuntimeError(f"compile() needs torch 2.9 or newer, found {torch.__version__}. Train without it.")
+        options = compile_options(*args, **kwargs)
+        self._passes = (
+            CompiledPass(self.network, "read", self.network.reading, options),
+            CompiledPass(self.generator, "__call__", contextlib.nullcontext, options),
+        )
+
+    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Has the processes of a group, its ranks, train together: each passes its part of every batch to :meth:`step`.
+
+        From now on :meth:`step`, :meth:`network_step`, :meth:`generator_step` and
+        :meth:`hypergradient` compute what one process would on the whole batch, whatever the sizes of its parts: the
+        gradients of both networks, v (see "How it works") and the mean label of the entropy term are summed over ranks.
+        All ranks call them together. The losses in their result are those of the whole batch, outputs and targets the
+        rank's own.
+
+        Rank 0's parameters and buffers are sent to the others here, and stay the same by taking the same steps: with
+        optimizers made anew, or loaded with the same state on all ranks.
+        BatchNorm normalises each rank's part by itself, as in DistributedDataParallel, and its statistics are averaged;
+        convert it with ``nn.SyncBatchNorm.convert_sync_batchnorm`` to have the whole batch normalised. Ranks whose
+        random number generators are in step draw different dropout masks and stay in step. :meth:`adapt` and the
+        losses remain the rank's own, as in MAML, where each rank has its own tasks.
+
+        Args:
+            process_group: Of torch.distributed; the default group if None. Its timeout bounds how long a rank waits.
+
+        Raises:
+            RuntimeError: torch.distributed is not initialised, this process is not in the group, its backend lacks a
+                collective for the model's device, or the ranks' psi, models or generators differ.
+        """
+        device = next(self.parameters()).device
+        ranks = Ranks(checked_process_group(process_group, device), device)
+        ranks.check_same(self._description(), "maxl")
+        ranks.check_same({"the order of parameters": [name for name, _ in self.named_parameters()]}, "maxl")
+        for network in (self.network, self.generator):
+            ranks.send_from_first(network)
+        self.ranks, self.experience = ranks, Experience()  # ranks learn together from here on
+
+    def end_epoch(self) -> None:
+        """Tells the other ranks that this one has no batch left; returns when none has, in a process alone at once.
+
+        :func:`fit` does so; a training loop of one's own should, or ranks with a batch more would wait for the others.
+
+        Raises:
+            RuntimeError: Another rank has one: the loaders do not yield the same number of batches. It is raised there
+                too.
+        """
+        self.ranks.at_end()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_passes": None}  # a copy has other modules than those that were compiled
+
+    def check_batch(self, x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
+        """Raises unless y is a tensor with an entry for each sample of x, on its device; names are for the message."""
+        check_batch(x, y, names)
+
+    def check_targets(self, targets: Any, y: Tensor) -> None:
+        """Raises ValueError unless the generator's targets fit the batch."""
+        check_rows(targets, y.shape[0], "generator")
+
+    def _outputs(self, x: Any, network: Callable[[Any], tuple[Tensor, Tensor]] | None) -> tuple[Tensor, Tensor]:
+        with COMPUTING, sdpa_kernel(SDPBackend.MATH):  # adapt() differentiates twice, which fused attention can't be
+            found = (network or self.network)(x)
+        if network is not None and not (
+            isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(one, Tensor) for one in found)
+        ):
+            words = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(
+                f"`network` must return (primary, auxiliary) outputs, found {words}. Pass a clone of maxl.network."
+            )
+        return found[0], found[1]
+
+    def _shared(self) -> tuple[object, ...]:
+        return (*super()._shared(), self.objective)
+
+    def _bilevel(self) -> Bilevel:
+        passes: tuple[Pass, Pass] = plain_pass(self.network), plain_pass(self.generator)
+        # A shallow copy, as learn2learn.clone_module makes it, has the compiled passes of other modules.
+        if self._passes is not None and all(
+            p.module is own for p, own in zip(self._passes, (self.network, self.generator))
+        ):
+            passes = self._passes
+        return Bilevel(
+            self.network, self.generator, self.objective, self.check_targets, self.experience, *passes, self.ranks
+        )
+
+    @contextlib.contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """Restores the random state if what runs inside raises; ranks draw different numbers and share statistics."""
+        devices = cuda_devices(self.network)
+        with (
+            RandomState(devices).restored_on_error(),
+            self.ranks.own_random_numbers(devices),
+            synchronised(self.network, self.ranks),
+            synchronised(self.generator, self.ranks),
+        ):
+            yield
+
+    def _description(self) -> dict[str, Any]:
+        """What all ranks must have in common."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        frozen = {place for place, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {
+            place: f"{list(tensor.shape)} {tensor.dtype}{' frozen' * (place in frozen)}"
+            for place, tensor in tensors.items()
+        }
+
+    def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
+        if optimizer is None:
+            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            if not all(parameter.is_leaf for parameter in parameters):
+                raise ValueError(
+                    "`hypergradient` needs a learner with parameters of its own, found a clone's, which are functions "
+                    "of others. Call it on the learner that was cloned, or meta_loss(x, y).backward() on the clone."
+                )
+            return InnerStep.sgd(parameters, self.lr, max_grad_norm)
+        self._check_optimizer(optimizer)
+        return InnerStep(optimizer, max_grad_norm)
+
+    def _options(self, method: str, epsilon: float | None, micro_batches: int, measure: bool = False) -> Options:
+        if method == "regularizer" and self.objective.regularizer is None:
+            raise ValueError(
+                "`method` 'regularizer' needs a regularizer, found None. Pass regularizer= when you build it."
+            )
+        check_choice(method, METHODS, "method", "'forward' is exact and needs no second derivatives")
+        check_count(micro_batches, "micro_batches", "Use 1 to pass the whole batch at once.")
+        if epsilon is not None:
+            check_number(epsilon, "epsilon", "Leave it out to have it chosen.", positive=True)
+        return Options(method, epsilon, measure, micro_batches)
+
+    def _updates(self, max_grad_norm: float | None, scaler: GradScaler | None = None) -> Updates:
+        if max_grad_norm is not None:
+            check_number(max_grad_norm, "max_grad_norm", "Leave it out for no clipping.", positive=True)
+        if scaler is not None:
+            check_kind(scaler, GradScaler, "scaler", "Make it with torch.amp.GradScaler().")
+            scaler = scaler if scaler.is_enabled() else None
+        if scaler is None and in_float16(self.network):
+            warnings.warn(
+                "`scaler` is None under float16 autocast: small gradients become 0 and large ones infinite. "
+                "Pass scaler=torch.amp.GradScaler(), or use bfloat16.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return Updates(max_grad_norm, scaler)
+
+    def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None) -> Batch:
+        self.check_batch(x, y)
+        if meta_batch is None:
+            return x, y
+        if not isinstance(meta_batch, (tuple, list)) or len(meta_batch) != 2:
+            raise TypeError(
+                f"`meta_batch` must be a pair (x, y), found {type(meta_batch).__name__}. "
+                "Pass the samples and labels of the meta loss."
+            )
+        self.check_batch(*meta_batch, names=("meta_batch[0]", "meta_batch[1]"))
+        return meta_batch[0], meta_batch[1]
+
+    def _check_given(self, targets: Any, y: Tensor) -> None:
+        check_rows(targets, y.shape[0], "targets")
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        check_optimizer(optimizer, "optimizer", self.network, "network", self.generator)
+
+    def _check_generator_optimizer(self, optimizer: Any) -> None:
+        check_optimizer(optimizer, "generator_optimizer", self.generator, "generator", self.network)
+
+
+class _Mean:
+    """Reduces a loss, a value a sample or a scalar, to a scalar."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets).mean()
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(at_least_float32(outputs), targets, reduction="none")

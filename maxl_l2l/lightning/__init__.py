@@ -1,0 +1,7 @@
+"""Lightning: a learner as a LightningModule, which Lightning's Trainer trains, evaluates, logs and saves."""
+
+from .module import LightningMAXL
+
+__all__ = [
+    "LightningMAXL",
+]

@@ -1,0 +1,24 @@
+"""What is measured while training: losses, accuracy, and what the auxiliary labels are like.
+
+Sums are kept on the device and read at the end of an epoch. A watch tells when labels have collapsed into single
+sub-classes, or stay uniform.
+"""
+
+from .class_agreement import agreement
+from .collapse import Collapse, collapse_of, warn_of_collapse
+from .label_statistics import LabelMeter
+from .options import Metrics, hierarchy_of
+from .running_means import Means, Measured, accuracy
+
+__all__ = [
+    "Collapse",
+    "LabelMeter",
+    "Means",
+    "Measured",
+    "Metrics",
+    "accuracy",
+    "agreement",
+    "collapse_of",
+    "hierarchy_of",
+    "warn_of_collapse",
+]

@@ -1,0 +1,60 @@
+"""Agreement: how far invented classes are the ones that somebody gave, from how often each pair of them occurs."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..labels import Hierarchy
+
+HAS_SCIPY = find_spec("scipy") is not None
+
+
+def agreement(table: Tensor, hierarchy: Hierarchy) -> dict[str, float]:
+    """Compares auxiliary classes with given labels.
+
+    Args:
+        table: How many samples have each auxiliary class and each given label, ``[K, G]``, on the CPU.
+        hierarchy: The hierarchy, of K auxiliary classes.
+
+    Returns:
+        ``nmi``, the normalised mutual information (by the arithmetic mean of both entropies), which is high already
+        where both know the primary class. ``nmi_within``, its mean over samples inside each primary class, of those
+        whose samples have several given labels. ``purity``, the fraction of samples with the given label that their
+        auxiliary class has in the best one-to-one matching, if scipy is installed. Nothing without samples.
+
+    Example:
+        >>> found = agreement(torch.tensor([[5, 0], [0, 5], [10, 0]]), Hierarchy([2, 1]))
+        >>> found["nmi_within"], found["purity"]
+        (1.0, 0.75)
+    """
+    counts = table.double()
+    if not counts.sum():
+        return {}
+    found = {"nmi": _normalized_mutual_information(counts)}
+    blocks = [block for block in counts.split(list(hierarchy.psi)) if block.sum(dim=0).count_nonzero() > 1]
+    if blocks:
+        samples = sum(float(block.sum()) for block in blocks)
+        shares = [float(block.sum()) / samples for block in blocks]
+        found["nmi_within"] = sum(map(float.__mul__, shares, map(_normalized_mutual_information, blocks)))
+    if HAS_SCIPY:
+        # Here, as it takes a good part of a second, and nobody else needs it.
+        matching = importlib.import_module("scipy.optimize").linear_sum_assignment(counts.numpy(), maximize=True)
+        found["purity"] = float(counts[matching].sum() / counts.sum())
+    return found
+
+
+def _normalized_mutual_information(counts: Tensor) -> float:
+    """That of rows and columns; 1 if there is one of each, 0 if there is one of either."""
+    rows, columns, both = (_entropy(part) for part in (counts.sum(dim=1), counts.sum(dim=0), counts.flatten()))
+    if rows + columns == 0:
+        return 1.0
+    return max(0.0, 2 * (rows + columns - both) / (rows + columns))
+
+
+def _entropy(counts: Tensor) -> float:
+    """The entropy of a distribution given by counts, in nats."""
+    return float(torch.special.entr(counts / counts.sum()).sum())

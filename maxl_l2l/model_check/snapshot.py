@@ -1,0 +1,91 @@
+"""A snapshot: all that a module holds and all that a pass may move, taken at one moment and put back."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..passes import RandomState, cuda_devices, tensors_in
+
+
+class Snapshot:
+    """Parameters, buffers, gradients, plain attributes and modes of a module, and the random states, at one moment.
+
+    Tensors keep their identity: their values are put back. Of plain attributes the first level is put back, and what a
+    list, dict or set among them holds; not what other objects do to themselves.
+
+    Attributes:
+        values: A copy of every tensor that the module held, by the tensor's id.
+        random: torch's random states.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.attributes = [(name, vars(part), dict(vars(part))) for name, part in module.named_modules()]
+        # _parameters, _buffers and _modules are such dicts.
+        held = [value for _, _, values in self.attributes for value in values.values()]
+        self.containers = [(value, copy.copy(value)) for value in held if type(value) in (list, dict, OrderedDict, set)]
+        self.tensors = [*module.parameters(), *module.buffers(), *plain_tensors(module).values()]
+        self.values = {id(tensor): tensor.detach().clone() for tensor in self.tensors}
+        self.grads = [(parameter, parameter.grad) for parameter in module.parameters()]
+        self.random = RandomState(cuda_devices(module))
+        self.others = random.getstate(), np.random.get_state()
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for _, attributes, values in self.attributes:
+            attributes.clear()
+            attributes.update(values)
+        for container, value in self.containers:
+            container.clear()
+            container.extend(value) if isinstance(container, list) else container.update(value)
+        for tensor in self.tensors:
+            value = self.values[id(tensor)]
+            if not same(tensor, value):
+                tensor.data.copy_(value)
+        for parameter, grad in self.grads:
+            parameter.grad = grad
+        self.random.restore()
+        self.restore_other_random_states()
+
+    def moved_attributes(self) -> list[str]:
+        """Names the plain attributes that have another value now."""
+        return [
+            f"{prefix}.{name}" if prefix else name
+            for prefix, attributes, values in self.attributes
+            for name, value in attributes.items()
+            if value is not values.get(name)
+        ]
+
+    def restore_other_random_states(self) -> None:
+        """Puts back the states of Python's and numpy's global random number generators alone."""
+        python, numpy = self.others
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Finds the tensors that a module keeps where PyTorch does not look: in plain attributes, lists, tuples and dicts.
+
+    Returns:
+        The tensors by the path at which they are found, ``"blocks[0].weight"`` for instance. What is a parameter or
+        buffer of the module somewhere else is none of them.
+    """
+    registered = {id(thing) for thing in (*module.parameters(), *module.buffers(), *module.modules())}
+    found: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            for path, tensor in tensors_in(value, f"{prefix}.{name}" if prefix else name, registered):
+                found[path] = tensor
+    return found
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN being the same as NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

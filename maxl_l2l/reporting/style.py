@@ -1,0 +1,109 @@
+"""Style: the common look of figures, and how they become PNG, without a trace in the user's own plots."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import textwrap
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from ..extras import missing
+
+try:
+    import matplotlib
+    import matplotlib.style
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+except ImportError as error:
+    raise missing("matplotlib", "report()", extra="report") from error
+
+
+INK, GRAY, LIGHT = "#222222", "#5f5f5f", "#d0d0d0"
+
+
+# Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, too faint on white; and a line
+# style or a marker each, for print.
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+
+DPI = 140
+
+
+LOOK: dict[Any, Any] = {
+    "figure.facecolor": "white",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GRAY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$1 notes"
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+Drawn = tuple[Any, str, str]
+"""A figure, its alternative text and its caption."""
+
+
+@contextlib.contextmanager
+def look() -> Iterator[None]:
+    """The look of all figures, in which they must be made and drawn; matplotlib's settings are restored after it."""
+    with matplotlib.style.context("default"), warnings.catch_warnings():
+        matplotlib.rcParams.update(LOOK)
+        # Names may be in a script that matplotlib's font lacks: the page has them in full.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # At the margins of an axis that has all the size a number can have.
+        warnings.filterwarnings("ignore", message="overflow encountered", category=RuntimeWarning)
+        yield
+
+
+def new_figure(width: float, height: float, title: str) -> Any:
+    """Returns a figure of a size in inches, with a title that says what to see."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    wrapped = textwrap.fill(title, int(width * 10.5))
+    figure.suptitle(wrapped, x=0.006, ha="left", fontsize=12.5, fontweight="bold")
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """Returns a figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
+def texts(figure: Any) -> str:
+    """Returns all that is written in a figure."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def short(name: str, width: int = 22) -> str:
+    """Returns a name, cut if it is longer.
+
+    Example:
+        >>> short("large omnivores and herbivores", 16)
+        'large omnivores…'
+    """
+    return name if len(name) <= width else f"{name[: width - 1].rstrip()}…"
+
+
+def look_of(number: int) -> tuple[str, Any, str]:
+    """Returns the colour, line style and marker of one of several things.
+
+    No two of 70 share colour and marker, no two of 42 colour and style.
+    """
+    turn, color = divmod(number, len(COLORS))
+    return COLORS[color], STYLES[(color + turn) % len(STYLES)], MARKERS[number % len(MARKERS)]

@@ -1,0 +1,21 @@
+"""Label sources: where the auxiliary labels of a run come from, and what the generator learns from, if anything.
+
+All have one interface, so that comparisons are fair: the same training loop, network and optimizers serve every source.
+"""
+
+from .fixed import FixedLabels, HumanLabels, RandomLabels
+from .generated import EntropyLabels, GeneratedLabels
+from .label_source import LabelSource, SingleTask
+from .labelled_dataset import WHOLE, items
+
+__all__ = [
+    "EntropyLabels",
+    "FixedLabels",
+    "GeneratedLabels",
+    "HumanLabels",
+    "LabelSource",
+    "RandomLabels",
+    "SingleTask",
+    "WHOLE",
+    "items",
+]

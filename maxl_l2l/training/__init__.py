@@ -1,0 +1,25 @@
+"""The training loop: :func:`fit`, and :func:`evaluate`.
+
+Epochs and schedules, checkpoints that are gone on from inside an epoch, signals and time limits, the progress bar and
+loggers. Nothing below this package knows data loaders.
+"""
+
+from .batches import check_loader, given_labels, length, moved
+from .evaluation import device_of, evaluate
+from .fitting import fit
+from .history import History
+from .loggers import scalars
+from .progress import SHOWN
+
+__all__ = [
+    "History",
+    "SHOWN",
+    "check_loader",
+    "device_of",
+    "evaluate",
+    "fit",
+    "given_labels",
+    "length",
+    "moved",
+    "scalars",
+]

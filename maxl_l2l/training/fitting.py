@@ -1,0 +1,244 @@
+"""The training loop as one call."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..learners import AuxiliaryLabelGenerator
+from ..metrics import Metrics
+from ..passes import cuda_devices, only_run
+from ..sources import GeneratedLabels, LabelSource
+from .arguments import (
+    check_counts,
+    check_learner_and_source,
+    check_loaders,
+    check_seed,
+    check_times,
+    checked_optimizers,
+    checked_schedulers,
+)
+from .clock import Clock
+from .epoch_loop import Run
+from .history import History
+from .loggers import Loggers
+from .progress import progress_wanted
+from .replay import NEXT
+from .settings import joined_settings, learner_settings, optimizer_settings
+
+
+def fit(
+    maxl: AuxiliaryLabelGenerator,
+    loader: Iterable[Any],
+    epochs: int,
+    *,
+    optimizer: Optimizer | None = None,
+    generator_optimizer: Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    source: LabelSource | None = None,
+    schedule: str = "batch",
+    meta_loader: Iterable[Any] | str | None = None,
+    meta_every: int = 1,
+    test_loader: Iterable[Any] | None = None,
+    micro_batches: int = 1,
+    max_grad_norm: float | None = None,
+    scaler: GradScaler | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_minutes: float | None = None,
+    time_limit: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    metrics: bool | Metrics = False,
+    logger: Any = None,
+    log_every: int = 50,
+) -> History:
+    """Trains a model with auxiliary labels.
+
+    Args:
+        maxl: The learner; it is trained in place, and so is the user's model in it. If it is in evaluation mode, all of
+            it is put into training mode; if not, parts that are in evaluation mode (frozen BatchNorm, say) stay so.
+        loader: Batches ``(x, y)``; ``(x, y, label)`` from ``source.label(dataset, psi)`` for fixed labels.
+        epochs: How many passes over loader.
+        optimizer: Of ``maxl.network.parameters()``; the paper's if None, SGD with ``maxl.lr``.
+        generator_optimizer: Of ``maxl.generator.parameters()``; the paper's if None, SGD 1e-3 with weight decay 5e-4.
+        schedulers: Learning-rate schedulers, stepped after each epoch.
+        source: Where the auxiliary labels come from; :class:`~maxl_l2l.sources.GeneratedLabels` if None.
+        schedule: ``"batch"``, one fused step of both networks a batch; ``"epoch"``, the paper's: an epoch of network
+            steps, then an epoch of generator steps.
+        meta_loader: Batches ``(x, y)`` of the meta loss, held-out ones say, begun anew with each epoch and cycled
+            through; ``"next"`` for the training batch after this one (the first after the last); the training batch
+            itself if None.
+        meta_every: Train the generator on every how many-th batch only, from the first of each epoch on.
+        test_loader: Batches ``(x, y)`` to evaluate on after each epoch.
+        micro_batches: As in :meth:`AuxiliaryLabelGenerator.step`; so are max_grad_norm and scaler.
+        max_grad_norm: See above.
+        scaler: See above; its state is part of the checkpoint.
+        seed: Seeds torch's random numbers for the run and restores them after it; left alone if None.
+        progress: Whether to show a progress bar, which needs tqdm; if it is installed if None.
+        checkpoint: A file to save the run to, replaced as a whole: after each epoch, and when time_limit or a signal
+            ends the run. The one before it stays beside it as ``<name>.previous``. One run at a time writes a file.
+        resume: Whether to go on from checkpoint if it exists, inside an epoch too; see below. Its settings must be
+            those of this run; epochs may differ. If not, the run begins anew, and what was there is the previous one.
+        checkpoint_minutes: Save when so many minutes have passed since the last time instead, also inside an epoch, and
+            at the end.
+        time_limit: Minutes from the call on after which this must have returned. It ends after a batch, the first at
+            the earliest, once what is left is less than twice what the longest one (with evaluation) and the longest
+            save took; for that it saves after the first batch. ``len(history) < epochs`` tells that it was stopped.
+            Without checkpoint, an epoch that was begun is not recorded; the learner keeps what it has learned in it.
+        settings: What else this run is made of, ``{"width": 0.5}`` say, plain data: it joins ``history.settings``.
+        metrics: Whether to record what the labels are like, see below, and to warn when they say nothing (have
+            collapsed into one sub-class, or stay uniform); :class:`Metrics` to choose.
+        logger: Where records go while training: a ``torch.utils.tensorboard.SummaryWriter``, a logger of Lightning's,
+            or a list of these. Rank 0 alone logs.
+        log_every: Every how many-th step's losses are logged, under ``step/``; epochs are in any case.
+
+    A run that is resumed equals an uninterrupted one to the last digit on the CPU: batches that were done are drawn
+    again and dropped. Its random numbers are torch's, Python's and NumPy's, those of generators that loaders, their
+    samplers and datasets hold as attributes, and those of workers. Out of reach are workers that persist.
+
+    SIGINT (Ctrl-C) and SIGTERM: the step is finished and the run saved, then the signal does what it would have done,
+    KeyboardInterrupt or an end with status 143; a handler of your own that returns has fit return. A second one acts at
+    once.
+
+    After ``maxl.distribute()`` all ranks call it, each with a loader of its own part, as many batches as the others':
+    from a ``torch.utils.data.DistributedSampler``, say, whose epoch is set here. The history is that of all samples on
+    every rank; rank 0 alone shows progress and writes the checkpoint, which all go on from. As saving takes all ranks
+    and their clocks differ, it is rank 0's that counts, and at the end of an epoch only: time_limit needs room for one.
+
+    Returns:
+        The history of the finished epochs. Each records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``,
+        ``regularizer`` (means over samples, nats), ``accuracy`` (of the training passes) and ``sub_classes`` (auxiliary
+        classes that were the most probable label of at least one sample) and ``hypergradient_norm`` (Euclidean, before
+        clipping) where they apply, ``test_loss`` and ``test_accuracy`` with a test_loader, ``lr`` and ``seconds``; with
+        a scaler also ``skipped``, the steps whose gradient overflowed.
+
+        With metrics also ``auxiliary_accuracy`` (of the auxiliary head, against the most probable label),
+        ``label_entropy`` (mean over samples, nats), ``relative_label_entropy`` (the same over log psi[y]: 1 is uniform;
+        of classes that are split) and ``relative_label_entropy_per_class`` (C of them, None where there is nothing to
+        choose), ``mean_label_entropy`` (of the epoch's mean label, nats), ``use`` (K counts: samples whose most
+        probable label each is), ``sub_classes_per_class`` (C counts: of these in use), ``steps_per_second``, and where
+        it is asked for ``gradient_cosine``. If batches have one more element, integer labels that somebody gave
+        (negative where there is none), then also the agreement with them: ``nmi``, ``nmi_within`` and ``purity``, see
+        :func:`~maxl_l2l.agreement.agreement`. Labels are those that the network was trained with.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the checkpoint is damaged, no checkpoint, or one of another
+            run or format. Nothing has been changed.
+        ImportError: progress is True and tqdm is missing.
+        OSError: The checkpoint can't be read, or can't be written: what was there before is intact then.
+        BlockingIOError: Another run, still running, writes the checkpoint.
+        RuntimeError: There is another fit at work in this process.
+        NonFiniteError: A loss, gradient or parameter became NaN or infinite. The message names the step, the term and
+            the last checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved
+            too, in ``<name>.stopped``. The error's ``history`` has the epochs until then.
+        Exception: What data or models raise; a note on it says at which step, and where the state before it is saved.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> data = TensorDataset(torch.randn(32, 8), torch.randint(0, 2, (32,)))
+        >>> maxl = MAXL(nn.Linear(8, 2), psi=[3, 3])
+        >>> history = fit(maxl, DataLoader(data, batch_size=8, shuffle=True), epochs=2, seed=0, progress=False)
+        >>> len(history)
+        2
+    """
+    check_learner_and_source(maxl, source, schedule)
+    check_counts(epochs=epochs, meta_every=meta_every, log_every=log_every, micro_batches=micro_batches)
+    check_seed(seed)
+    check_loaders(loader, meta_loader, test_loader)
+    check_times(checkpoint, resume, checkpoint_minutes, time_limit)
+    wanted = progress_wanted(progress)
+    optimizer, generator_optimizer = checked_optimizers(maxl, source, optimizer, generator_optimizer)
+    run = Run(
+        maxl,
+        loader,
+        meta_loader,
+        test_loader,
+        optimizer,
+        generator_optimizer,
+        checked_schedulers(schedulers, optimizer, generator_optimizer),
+        source or GeneratedLabels(),
+        schedule,
+        meta_every,
+        _given(micro_batches=None if micro_batches == 1 else micro_batches, max_grad_norm=max_grad_norm, scaler=scaler),
+        None if checkpoint is None else Path(checkpoint).resolve(),
+        History(),
+        Clock(checkpoint_minutes, time_limit),
+        Metrics.of(metrics),
+        Loggers(logger, log_every),
+    )
+    run.history.settings = joined_settings(_settings(run, seed), settings)
+    _train(run, epochs, resume, seed, wanted)
+    if run.signal:
+        _end(run)
+    elif run.is_inside_an_epoch and checkpoint is None:
+        _warn_of_what_is_lost(run.history)
+    return run.history
+
+
+def _train(run: Run, epochs: int, resume: bool, seed: int | None, progress: bool) -> None:
+    """Trains, the only run in this process, with random numbers of its own if there is a seed."""
+    isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(run.maxl))
+    try:
+        with only_run(), isolated, ExitStack() as held:
+            if seed is not None:
+                torch.manual_seed(int(seed))
+            run.start(epochs, resume, held)
+            run.train(epochs, progress)
+    except Exception:
+        if run.interrupts.received:  # the signal is not to be lost, nor the error
+            traceback.print_exc()
+            run.interrupts.deliver(run.interrupts.received)
+        raise
+
+
+def _end(run: Run) -> None:
+    """Tells what a signal has left, and does what it would have done."""
+    if run.maxl.ranks.rank == 0:
+        kept = "There is no checkpoint to go on from: pass checkpoint= the next time."
+        if run.checkpoint is not None:
+            kept = f"The run is saved in {run.checkpoint}: go on with resume=True."
+        where = f"after step {run.steps} (epoch {len(run.history) + run.is_inside_an_epoch})"
+        print(f"fit: stopped by {Signals(run.signal).name} {where}. {kept}", file=sys.stderr)
+    run.interrupts.deliver(run.signal)
+
+
+def _warn_of_what_is_lost(history: History) -> None:
+    warnings.warn(
+        f"`time_limit` ended the run inside epoch {len(history) + 1}. Without a checkpoint it can't go on from "
+        "there, and the history does not have that epoch; the learner holds what it has learned in it.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _settings(run: Run, seed: int | None) -> dict[str, Any]:
+    """What a run is made of, plain data."""
+    return {
+        "source": type(run.source).__name__,
+        "schedule": run.schedule,
+        "seed": None if seed is None else int(seed),
+        **optimizer_settings(run.optimizer, run.generator_optimizer),
+        "meta_every": run.meta_every,
+        "meta_loader": NEXT if isinstance(run.meta_loader, str) else run.given(run.meta_loader),
+        "max_grad_norm": run.options.get("max_grad_norm"),
+        **learner_settings(run.maxl),
+        "torch": str(torch.__version__),
+    }
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options of a step that are not left at their defaults, so that a source need not know them."""
+    return {name: value for name, value in options.items() if value is not None}
