@@ -27,8 +27,6 @@ FALLBACKS = {
     ),
 }
 """What to do where an operator has no rule for a method, and what it means."""
-
-
 NO_DERIVATIVE = (
     "derivative for",
     "activation checkpointing",

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from ..passes import RandomState, at_least_float32, clones, norm, virtual_pass
+from ..passes import RandomState, at_least_float32, clones, map_tensors, norm, virtual_pass
 
 SEARCH_EVERY = 100
 """Differences after which the best distance is looked for again."""
@@ -74,7 +73,7 @@ class Line:
         self.network, self.x, self.direction, self.buffers, self.rng = network, x, direction, buffers, rng
         self.output_norm = output_norm
         if torch.is_autocast_enabled(next(network.parameters()).device.type):
-            self.x = tree_map_only(Tensor, at_least_float32, x)  # passes are made without autocast
+            self.x = map_tensors(at_least_float32, x)  # passes are made without autocast
         self.parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
         size = norm([self.parameters[name] for name in direction])
         self.size = torch.where(size > 0, size, 1.0)  # parameters that are all zero have no size to go by

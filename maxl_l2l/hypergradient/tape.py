@@ -21,15 +21,9 @@ BILINEAR = {
     F.linear,
 }
 """Functions ``(input, weight, bias=None, ...)`` that are linear in each of input and weight."""
-
-
 MIN_PRODUCTS = 1024
-
-
 MIN_PRODUCTS_OF_LINEAR = 128
 """Products that an entry of a result must take to be kept: early convolutions have large results, quickly computed."""
-
-
 Key = tuple[Any, ...]
 
 

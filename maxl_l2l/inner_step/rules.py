@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 State = Mapping[str, Any]
-
-
 UpdateRule = Callable[[Tensor, Tensor, State, State], Tensor]
 
 

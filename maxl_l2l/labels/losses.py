@@ -80,8 +80,6 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 PROBABILITIES = "found rows that are non-negative and sum to 1: probabilities already"
-
-
 SECOND_SOFTMAX = (
     f"`model` must return logits, {PROBABILITIES}. The loss would take a second softmax of them, which flattens its "
     "gradient. Leave the softmax at the model's end away; take it where probabilities are wanted."

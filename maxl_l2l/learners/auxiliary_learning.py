@@ -47,8 +47,6 @@ from ..steps import Updates, add_hypergradient, fused_step, generator_step, grad
 from .maml_interface import Learner, check_options
 
 Arguments = ParamSpec("Arguments")
-
-
 ResultType = TypeVar("ResultType")
 
 

@@ -31,14 +31,8 @@ except ImportError as error:
 
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
-
-
 LOGGED = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "hypergradient_norm")
-
-
 SAVED = "maxl_l2l"
 """The key of a checkpoint that holds what Lightning would not save."""
 

@@ -12,8 +12,6 @@ from ..labels import Hierarchy
 
 SINGLE = UNIFORM = 0.99
 """The share of a class's samples in one sub-class, and of a uniform label's entropy, from which labels say nothing."""
-
-
 SURE, FEW = 0.9, 10
 """The share of a uniform label's entropy from which the most probable sub-class means little; samples to judge by."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..learners import AuxiliaryLabelGenerator
-from ..passes import copied
+from ..passes import copied, map_tensors
 from .snapshot import Snapshot
 
 # A double-precision copy of larger networks could ask for more memory than training does.
@@ -139,13 +139,7 @@ def _in_double(maxl: AuxiliaryLabelGenerator) -> AuxiliaryLabelGenerator:
 
 
 def _in_float64(x: Any) -> Any:
-    if isinstance(x, Tensor):
-        return x.detach().double() if x.is_floating_point() else x
-    if isinstance(x, dict):
-        return {key: _in_float64(value) for key, value in x.items()}
-    if type(x) in (list, tuple):
-        return type(x)(_in_float64(value) for value in x)
-    return x
+    return map_tensors(lambda tensor: tensor.detach().double() if tensor.is_floating_point() else tensor, x)
 
 
 def _rate(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor) -> float:

@@ -25,14 +25,8 @@ from .probes import Findings, Subject, probe_gradients, probe_passes
 from .snapshot import Snapshot
 
 NUM_TIMED = 3
-
-
 WIDTH = 100
-
-
 Costs = tuple[float | None, float | None, int | None, int | None]
-
-
 UNMEASURED = "could not be measured"
 
 

@@ -181,7 +181,7 @@ def _unrepeatable(subject: Subject, name: str, module: nn.Module, args: tuple[An
 
     moved: list[str] = []
 
-    if repeats(subject.snapshot.restore_other_random_states):
+    if repeats(subject.snapshot.restore_random_numbers):
         found, remedy = "random numbers of Python's random or of numpy", "Draw them with torch"
     elif repeats(subject.snapshot.restore):
         found = f"state in plain attributes: {some(_own_paths(dict.fromkeys(moved)))}"

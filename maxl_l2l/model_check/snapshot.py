@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..passes import RandomState, cuda_devices, tensors_in
+from ..passes import RandomNumbers, RandomState, cuda_devices, tensors_in
 
 
 class Snapshot:
@@ -33,7 +31,8 @@ class Snapshot:
         self.values = {id(tensor): tensor.detach().clone() for tensor in self.tensors}
         self.grads = [(parameter, parameter.grad) for parameter in module.parameters()]
         self.random = RandomState(cuda_devices(module))
-        self.others = random.getstate(), np.random.get_state()
+        self.numbers = RandomNumbers(cuda_devices(module), {})
+        self.all_random = self.numbers.state()
 
     def restore(self) -> None:
         """Puts everything back."""
@@ -49,8 +48,7 @@ class Snapshot:
                 tensor.data.copy_(value)
         for parameter, grad in self.grads:
             parameter.grad = grad
-        self.random.restore()
-        self.restore_other_random_states()
+        self.restore_random_numbers()
 
     def moved_attributes(self) -> list[str]:
         """Names the plain attributes that have another value now."""
@@ -61,11 +59,9 @@ class Snapshot:
             if value is not values.get(name)
         ]
 
-    def restore_other_random_states(self) -> None:
-        """Puts back the states of Python's and numpy's global random number generators alone."""
-        python, numpy = self.others
-        random.setstate(python)
-        np.random.set_state(numpy)
+    def restore_random_numbers(self) -> None:
+        """Puts back the states of torch's, Python's and NumPy's random number generators alone."""
+        self.numbers.restore(self.all_random)
 
 
 def plain_tensors(module: nn.Module) -> dict[str, Tensor]:

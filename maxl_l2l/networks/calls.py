@@ -13,8 +13,6 @@ from ..checks import some
 # Where a model that returns more than a tensor keeps its logits: transformers' classifiers, GoogLeNet and Inception in
 # training mode say "logits", torchvision's segmentation models "out".
 NAMES = ("logits", "out")
-
-
 RETURN_DICT = ", or give a transformers model return_dict=True"
 
 

@@ -16,8 +16,6 @@ from ..checks import some
 
 # What leaves each class where it is; after a convolution, with the classes in dimension 1, what works on positions too.
 KEEPS_CLASSES = (nn.Identity, nn.Flatten, _DropoutNd)
-
-
 KEEPS_CHANNELS = (*KEEPS_CLASSES, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd, nn.Upsample)
 
 

@@ -8,7 +8,7 @@ parameters stay connected to the originals, norms over many tensors, and a lock 
 from .buffers import buffer_copies, clones, copy_all, write_buffers
 from .cloning import connected_clone, replace_parameters
 from .magnitudes import magnitude, non_finite, norm
-from .nested import copied, tensors_in, tensors_of
+from .nested import copied, map_tensors, tensors_in, tensors_of
 from .precision import at_least_float32, in_float16
 from .random_numbers import RandomNumbers, RandomState, cuda_devices
 from .threads import COMPUTING, only_run
@@ -27,6 +27,7 @@ __all__ = [
     "cuda_devices",
     "in_float16",
     "magnitude",
+    "map_tensors",
     "non_finite",
     "norm",
     "only_run",

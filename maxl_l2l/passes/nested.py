@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 
+def map_tensors(
+    function: Callable[[Tensor], Any], value: Any, others: Callable[[Any], Any] = lambda other: other
+) -> Any:
+    """Applies a function to each tensor in nested lists, tuples and mappings; a mapping becomes a dict.
+
+    Args:
+        function: From a tensor to what stands in its place.
+        value: A tensor, or lists, tuples, named tuples and mappings of such.
+        others: From anything else to what stands in its place; itself by default.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, part, others) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [map_tensors(function, part, others) for part in value]
+        return parts if isinstance(value, list) else type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return others(value)
+
+
+def copied(x: Any) -> Any:
+    """Copies what a model takes: tensors without their graph, other things as ``copy.copy`` does."""
+    return map_tensors(lambda tensor: tensor.detach().clone().requires_grad_(tensor.requires_grad), x, copy.copy)
+
+
 def tensors_of(x: Any) -> list[Tensor]:
-    """Lists the tensors in what a model takes."""
+    """Lists the tensors in what a model takes, modules in it included."""
     return [tensor for _, tensor in tensors_in(x, "", set())]
 
 
 def tensors_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yields each tensor in nested data with its path.
+
+    Args:
+        value: Tensors, modules, lists, tuples and mappings.
+        path: The path of value itself, which the others begin with.
+        seen: The ids of what is passed over; what is found joins them.
+    """
     if not isinstance(value, (Tensor, nn.Module, list, tuple, Mapping)) or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, nn.Module):  # in a plain list, say: all that it has escapes
+    elif isinstance(value, nn.Module):  # in a plain list, say, where PyTorch does not find its parameters
         for name, inner in (*value._parameters.items(), *value._buffers.items(), *value._modules.items()):
             yield from tensors_in(inner, f"{path}.{name}", seen)
         for name, inner in vars(value).items():
@@ -28,15 +60,3 @@ def tensors_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Ten
     else:
         for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from tensors_in(inner, f"{path}[{key!r}]", seen)
-
-
-def copied(x: Any) -> Any:
-    """Copies what a model takes: tensors, lists, tuples and mappings of them; other things as ``copy.copy`` does."""
-    if isinstance(x, Tensor):
-        return x.detach().clone().requires_grad_(x.requires_grad)
-    if isinstance(x, Mapping):
-        return {key: copied(value) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        values = [copied(value) for value in x]
-        return values if isinstance(x, list) else type(x)(*values) if hasattr(x, "_fields") else tuple(values)
-    return copy.copy(x)

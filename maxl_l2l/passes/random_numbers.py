@@ -54,8 +54,6 @@ class RandomState:
 
 PARTS = ("sampler", "batch_sampler", "dataset")
 """The parts of a data loader, its samplers and its datasets that may hold random number generators of their own."""
-
-
 KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 COMPUTING = threading.RLock()
 """Held while derivatives are computed. Random numbers that are drawn again, levels of forward-mode derivatives, kernels
 that are chosen and modules whose tensors are swapped are the process's: two threads would get each other's."""
-
-
 _RUNNING = threading.Lock()
 
 

@@ -20,8 +20,6 @@ from .samples import Samples, gather
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while random states, matplotlib's settings and warning filters, which all threads share, are other ones."""
-
-
 Histories = History | Iterable[History] | Mapping[str, History | Iterable[History]]
 
 

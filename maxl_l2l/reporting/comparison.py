@@ -23,19 +23,13 @@ TITLES = {
     "GeneratedLabels": "MAXL",
 }
 """What to call label sources."""
-
-
 NO_SETTINGS = ("source", "seed", "torch")
 """What runs may differ in that are to be compared with one another."""
-
-
 QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 """Student's t that is exceeded with a probability of 2.5 %, for 1 .. 30 degrees of freedom."""
-
-
 ROUNDING = 1e-9
 """The part of a value below which a difference is one of rounding."""
 
@@ -113,8 +107,6 @@ class Measure:
 
 
 PERCENT = ("%", "pp")
-
-
 MEASURES = (
     Measure("test_accuracy", "test accuracy", PERCENT, 100, 1, True),
     Measure("test_loss", "test loss", ("", ""), 1, -1, True),

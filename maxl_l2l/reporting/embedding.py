@@ -19,12 +19,8 @@ except ImportError:
 
 
 HAS_SKLEARN = TSNE is not None
-
-
 FEWEST = 10
 """Samples below which there is nothing to see."""
-
-
 WIDE = 50
 """Components that are left of wider features, for speed, as t-SNE's authors do."""
 

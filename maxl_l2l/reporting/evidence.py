@@ -18,12 +18,8 @@ from .samples import Samples
 
 WIDTH, TITLE_WIDTH = 22, 30
 """Characters of a class's name, and of a title of runs, in a figure at most."""
-
-
 GIVEN = ("SingleTask", "RandomLabels", "KMeansLabels", "HumanLabels")
 """Sources whose labels nobody has learned."""
-
-
 TIMES = 10
 """How often human labels are shuffled to see what chance gives."""
 

@@ -40,8 +40,6 @@ NUMBERS = {
     "steps_per_second": "Steps a second",
 }
 """What the table of final numbers has beside what runs are compared by."""
-
-
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -113,8 +111,6 @@ th { font-weight: 600; } td { overflow-wrap: break-word; } .number { white-space
 </body>
 </html>
 """
-
-
 TABLE = """{% macro table(one) %}<div class="scroll" tabindex="0"><table>
 <thead><tr>{% for cell in one.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in one.rows %}<tr><th scope="row">{{ row[0] }}</th>\

@@ -15,8 +15,6 @@ from .style import GRAY, INK, LIGHT, new_figure
 
 MOST = 20
 """Sub-classes of a class that are shown, the most used ones, where not all classes are."""
-
-
 WRITTEN = 260
 """Cells of a matrix at most for their values to be written in them."""
 

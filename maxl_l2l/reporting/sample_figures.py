@@ -15,12 +15,8 @@ from .style import Drawn
 
 FEW = 12
 """Categories that can be told apart in one panel of the embedding."""
-
-
 LONGEST = 4
 """How much longer than wide an image of the gallery is at most, and the reverse."""
-
-
 WIDE = 32
 """Rows and columns of the matrix at most, before only chosen classes are shown."""
 

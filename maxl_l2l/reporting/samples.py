@@ -19,21 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..labels import Hierarchy
 from ..learners import MAXL
 from ..networks import MultiTaskNetwork
-from ..passes import RandomState, buffer_copies, cuda_devices, write_buffers
-from ..training import device_of, length, moved
+from ..passes import RandomNumbers, buffer_copies, cuda_devices, write_buffers
+from ..training import device_of, evaluation_mode, length, moved
 
 SIDE = 96
 """Pixels of a picture's longer side at most."""
-
-
 OUTERMOST = (0.5, 99.5)
 """Percentiles of images' values between which these are shown, as one odd pixel would darken all others."""
-
-
 PASSED_ON = ("collate_fn", "num_workers", "timeout", "worker_init_fn", "multiprocessing_context")
 """What a DataLoader needs to read its dataset."""
-
-
 PIXELS = 100
 """Labels of a sample that count, of those that have one a pixel."""
 
@@ -125,39 +119,18 @@ def gather(
 @contextlib.contextmanager
 def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
     """Evaluation mode and random numbers from a seed inside; all as it was after it."""
-    modes = {module: module.training for module in maxl.modules()}
-    buffers = buffer_copies(maxl)
-    states = RandomState(cuda_devices(maxl)), np.random.get_state(), random.getstate()
-    generators = [(one, one.get_state()) for one in _generators(loader)]
-    maxl.eval()
+    buffers, numbers = buffer_copies(maxl), RandomNumbers(cuda_devices(maxl), {"loader": loader})
+    state = numbers.state()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
     try:
-        yield
+        with evaluation_mode(maxl):
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         with torch.no_grad():
             write_buffers([(maxl, buffers)])
-        states[0].restore()
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        for generator, state in generators:
-            generator.set_state(state)
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    """Those of a loader, its dataset and its samplers, and of what these are made of."""
-    found, left, seen = [], [loader], set[int]()
-    while left:
-        one = left.pop()
-        if isinstance(one, torch.Generator):
-            found.append(one)
-        elif one is not None and id(one) not in seen:
-            seen.add(id(one))
-            left += [getattr(one, name, None) for name in ("generator", "dataset", "sampler", "batch_sampler")]
-    return found
+        numbers.restore(state)
 
 
 @contextlib.contextmanager

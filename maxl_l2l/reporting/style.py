@@ -26,17 +26,9 @@ INK, GRAY, LIGHT = "#222222", "#5f5f5f", "#d0d0d0"
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, too faint on white; and a line
 # style or a marker each, for print.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-
-
 STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-
-
 DPI = 140
-
-
 LOOK: dict[Any, Any] = {
     "figure.facecolor": "white",
     "font.family": "sans-serif",
@@ -52,8 +44,6 @@ LOOK: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-
-
 Drawn = tuple[Any, str, str]
 """A figure, its alternative text and its caption."""
 

@@ -17,8 +17,6 @@ from .samples import Samples
 
 FEW = 5
 """Pairs of runs below which a verdict is left open."""
-
-
 UNKNOWN = "Can't be told"
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import NonFiniteError
 from ..hypergradient import ADVICE
 from ..passes import clones, copy_all, non_finite, norm
-from .updates import MovedBuffers, Steps
+
+Grads = Mapping[Tensor, Tensor]
+Steps = Mapping[str, tuple[Optimizer, Grads]]
+"""Of each network, by ``"network"`` or ``"generator"``: its optimizer and its gradients."""
+MovedBuffers = Sequence[tuple[nn.Module, Mapping[str, Tensor]]]
 
 
 class Undo:

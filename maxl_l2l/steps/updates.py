@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from ..inner_step import clip_by_norm
 from ..passes import write_buffers
-from .undo import Undo
-
-Grads = Mapping[Tensor, Tensor]
-
-
-Steps = Mapping[str, tuple[Optimizer, Grads]]
-"""Of each network, by ``"network"`` or ``"generator"``: its optimizer and its gradients."""
-
-
-MovedBuffers = Sequence[tuple[nn.Module, Mapping[str, Tensor]]]
+from .undo import Grads, MovedBuffers, Steps, Undo
 
 
 @dataclass(frozen=True)

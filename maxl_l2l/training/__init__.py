@@ -5,7 +5,7 @@ loggers. Nothing below this package knows data loaders.
 """
 
 from .batches import check_loader, given_labels, length, moved
-from .evaluation import device_of, evaluate
+from .evaluation import device_of, evaluate, evaluation_mode
 from .fitting import fit
 from .history import History
 from .loggers import scalars
@@ -17,6 +17,7 @@ __all__ = [
     "check_loader",
     "device_of",
     "evaluate",
+    "evaluation_mode",
     "fit",
     "given_labels",
     "length",

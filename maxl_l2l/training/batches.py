@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from ..passes import map_tensors
 
 
 def check_loader(loader: Any, argument: str, required: bool) -> None:
@@ -46,21 +47,9 @@ def moved(batch: Any, device: torch.device, argument: str = "loader") -> tuple[A
             f"`{argument}` must yield batches (x, y) or (x, y, label), found {found}. "
             "Give DataLoader a dataset of such tuples; y are the classes."
         )
-    return tuple(_on(device, part) for part in batch)
+    return tuple(map_tensors(lambda tensor: tensor.to(device, non_blocking=True), part) for part in batch)
 
 
 def given_labels(batch: Sequence[Any], num_elements: int | None) -> Any:
     """Returns what stands behind the elements of a batch that a source takes; None if nothing does."""
     return None if num_elements is None or len(batch) <= num_elements else batch[num_elements]
-
-
-def _on(device: torch.device, part: Any) -> Any:
-    """Moves tensors to a device, in nested lists, tuples and dicts too (a tokenizer's output, say)."""
-    if isinstance(part, Tensor):
-        return part.to(device, non_blocking=True)
-    if isinstance(part, Mapping):
-        return {key: _on(device, value) for key, value in part.items()}
-    if isinstance(part, (list, tuple)):
-        values = [_on(device, value) for value in part]
-        return values if isinstance(part, list) else tuple(values)
-    return part

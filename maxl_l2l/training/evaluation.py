@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..checks import check_kind
 from ..learners import AuxiliaryLabelGenerator
@@ -39,22 +41,15 @@ def evaluate(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any]) -> dict[str, 
 
 def evaluated(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any], argument: str) -> dict[str, float]:
     """Evaluates as :func:`evaluate` does; argument is the name of the loader, for messages."""
-    modes = {module: module.training for module in maxl.modules()}
-    device = device_of(maxl)
-    totals = Means()
-    maxl.eval()
-    try:
-        with torch.no_grad(), maxl.ranks.call("evaluate"):
-            for batch in loader:
-                x, y = moved(batch, device, argument)[:2]
-                maxl.check_batch(x, y)
-                outputs = logits_of(maxl(x))
-                totals.add("loss", maxl.objective.primary(outputs, y), len(y))
-                totals.add("accuracy", accuracy(outputs, y), len(y))
-            maxl.ranks.totals("a loader")
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    device, totals = device_of(maxl), Means()
+    with evaluation_mode(maxl), torch.no_grad(), maxl.ranks.call("evaluate"):
+        for batch in loader:
+            x, y = moved(batch, device, argument)[:2]
+            maxl.check_batch(x, y)
+            outputs = logits_of(maxl(x))
+            totals.add("loss", maxl.objective.primary(outputs, y), len(y))
+            totals.add("accuracy", accuracy(outputs, y), len(y))
+        maxl.ranks.totals("a loader")
     totals.join(maxl.ranks)
     found = totals.values()
     if not found:
@@ -63,6 +58,18 @@ def evaluated(maxl: AuxiliaryLabelGenerator, loader: Iterable[Any], argument: st
             "used up is not a loader."
         )
     return found
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode; each of its parts goes back to its own mode at the end."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def device_of(maxl: AuxiliaryLabelGenerator) -> torch.device:

@@ -11,8 +11,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
-
-
 ENTERED: list[Interrupts] = []
 """Those that hold back signals of this process."""
 

@@ -12,8 +12,6 @@ from ..hypergradient import StepResult
 
 STEP = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "hypergradient_norm")
 """What is logged of single steps."""
-
-
 MOST_CLASSES = 100
 """Primary classes of which a number each is logged."""
 

@@ -13,8 +13,6 @@ from typing import Any
 from ..passes import RandomNumbers
 
 NEXT = "next"
-
-
 END = object()
 
 

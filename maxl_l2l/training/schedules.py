@@ -12,8 +12,6 @@ from ..learners import AuxiliaryLabelGenerator
 from ..sources import LabelSource
 
 SCHEDULES = ("batch", "epoch")
-
-
 Step = Callable[[Any, Any, bool], StepResult | None]
 """Takes a batch, its meta batch, and whether it is the generator's turn; returns None if there was nothing to do."""
 
