@@ -25,7 +25,8 @@ from examples.cifar100.levels import FINE, PAIRS
 from examples.cifar100.networks import HEADS, network
 from examples.cifar100.recipes import RECIPES, Recipe
 from examples.cifar100.run import SOURCES
-from maxl_l2l import MAXL, HumanLabels, NonFiniteError, SingleTask, clock
+from maxl_l2l import MAXL, HumanLabels, NonFiniteError, SingleTask
+from maxl_l2l.training import clock
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--width", "0.05", "--subset", "3", "--epochs", "2", "--set", "batch_size=100"]

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from maxl_l2l.passes.virtual_pass.virtual_pass import virtual_pass
 from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,6 +13,7 @@ from maxl_l2l.hypergradient.forward_mode import output_tangent
 from maxl_l2l.hypergradient.tape import Tape
 from maxl_l2l.passes.buffers import buffer_copies
 from maxl_l2l.passes.random_numbers import RandomState
+from maxl_l2l.passes.virtual_pass import virtual_pass
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError, differences
+from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError
+from maxl_l2l.model_check import central_differences as differences
 from maxl_l2l.model_check.check import ModelCheck, check_model
 
 PSI = [3, 4]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from maxl_l2l.passes.virtual_pass.virtual_pass import virtual_pass
 from torch import nn
 
 from maxl_l2l.passes.buffers import clones, copy_all, write_buffers
+from maxl_l2l.passes.virtual_pass import virtual_pass
 
 
 def test_copy_all_copies_tensors_of_every_kind():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..passes import placed, take_over
-from .tape import CopyingTape, Tape, product_key
+from .tape import Tape
 
 
 class CompiledPass:
@@ -46,22 +47,20 @@ class CompiledPass:
         places, state = placed(self.module, parameters, buffers)
         state = {f"module.{place}": tensor for place, tensor in state.items()}
         with self.around():
-            result, products, moved = self.compiled(state, args, tape is not None)
+            result, calls, moved = self.compiled(state, args, tape is not None)
         take_over(buffers, places, {place: moved[f"module.{place}"] for place in places})
         if tape is not None:
-            for name, shape, weight, value in zip(*products):
-                tape.keep(product_key(name, shape, weight), value)
+            for call in calls:
+                tape.keep(*call)
         return result
 
     def _call(
         self, state: dict[str, Tensor], args: tuple[Any, ...], keep: bool
-    ) -> tuple[Any, tuple[list[Any], ...], dict[str, Tensor]]:
-        if not keep:
-            return functional_call(self.caller, state, args, tie_weights=False), ([], [], [], []), state
-        tape = CopyingTape()
-        with tape:
+    ) -> tuple[Any, list[tuple[str, list[int], Tensor, Tensor]], dict[str, Tensor]]:
+        tape = Tape(traced=True)
+        with tape if keep else contextlib.nullcontext():
             result = functional_call(self.caller, state, args, tie_weights=False)
-        return result, (tape.names, tape.shapes, tape.weights, tape.values), state
+        return result, tape.calls, state
 
 
 def compile_options(**options: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import UnsupportedOperatorError
 from ..passes import RandomState, clones, norm, virtual_pass
-from .tape import BILINEAR, OPENED, BatchNormCall, Tape, in_transform, is_worth_keeping, product_key
+from .tape import BILINEAR, OPENED, BatchNormCall, Tape, in_transform, is_worth_keeping
 
 
 def output_tangent(
@@ -116,7 +116,7 @@ class _Duals(TorchFunctionMode):
         (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
         if dx is None and dw is None and db is None:
             return func(x, w, b, *args, **kwargs)
-        kept = is_worth_keeping(func, w) and self.tape.take(product_key(func.__name__, x.shape, w))
+        kept = is_worth_keeping(func, w) and self.tape.take(func.__name__, x.shape, w)
         value = kept[0] if kept else func(x, w, b, *args, **kwargs)
         if dw is None and db is not None:
             dw = torch.zeros_like(w)
@@ -134,7 +134,7 @@ class _Duals(TorchFunctionMode):
         backward kernel is its forward mode too."""
         (x, dx), (w, dw), (b, db) = _parts(call.input), _parts(call.weight), _parts(call.bias)
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        taken = None if w is None else self.tape.take(product_key("batch_norm", x.shape, w))
+        taken = None if w is None else self.tape.take("batch_norm", x.shape, w)
         if taken is None:
             value, mean, rstd = call._replace(input=x, weight=w, bias=b).native()
         else:

@@ -33,7 +33,7 @@ def is_worth_keeping(func: Callable[..., Any], weight: Tensor) -> bool:
     return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= least
 
 
-def product_key(name: str, shape: Iterable[int], weight: Tensor) -> Key:
+def _key(name: str, shape: Iterable[int], weight: Tensor) -> Key:
     """What tells a product from others: function, shape of the input, place of the weight."""
     return (name, tuple(shape), weight.data_ptr(), tuple(weight.shape))
 
@@ -84,77 +84,59 @@ class Tape(TorchFunctionMode):
     layers that take many products each, and on the CPU the statistics of BatchNorm.
 
     Of a VGG it spares the forward-mode pass a quarter of its work, for a fifth of what the pass keeps for backward.
+
+    Args:
+        traced: Whether it records inside of code that torch.compile traces. That can't tell by a version whether a
+            result has been written over, so copies are kept, in :attr:`calls`, for a tape outside to :meth:`keep`.
+
+    Attributes:
+        calls: Of each call its function, the shape of its input, its weight and what is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, traced: bool = False) -> None:
         super().__init__()
+        self.traced = traced
+        self.calls: list[tuple[str, list[int], Tensor, Tensor]] = []
         self.kept: dict[Key, list[tuple[tuple[Tensor, ...], int]]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or in_transform():  # the forward-mode pass does not ask for it
+        # The forward-mode pass does not ask for what runs without gradients or in a transform.
+        if not torch.is_grad_enabled() or (not self.traced and in_transform()):
             return func(*args, **kwargs)
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
-        call = BatchNormCall(*args, **kwargs) if func is F.batch_norm else None
+        call = BatchNormCall(*args, **kwargs) if func is F.batch_norm and not self.traced else None
         # On the CPU the kernel whose statistics can be had is the one that F.batch_norm takes.
         if call and call.is_plain() and call.input.device.type == "cpu" and isinstance(call.weight, nn.Parameter):
             result, mean, rstd = call.native()
-            self.keep(product_key("batch_norm", result.shape, call.weight), mean, rstd)
+            self.keep("batch_norm", result.shape, call.weight, mean, rstd)
             return result
         result = func(*args, **kwargs)
         weight = _weight(*args, **kwargs) if func in BILINEAR else None
         # Of parameters alone, whose place in memory is theirs as long as they live.
         if isinstance(weight, nn.Parameter) and is_worth_keeping(func, weight):
-            self.keep(product_key(func.__name__, args[0].shape, weight), result)
+            if self.traced:
+                self.calls.append((func.__name__, list(args[0].shape), weight, result.clone()))
+            else:
+                self.keep(func.__name__, args[0].shape, weight, result)
         return result
 
-    def keep(self, key: Key, *tensors: Tensor) -> None:
+    def keep(self, name: str, shape: Iterable[int], weight: Tensor, *tensors: Tensor) -> None:
         """Keeps tensors of a call, with the version of the first."""
         entry = tuple(tensor.detach() for tensor in tensors), tensors[0]._version
-        self.kept.setdefault(key, []).append(entry)
+        self.kept.setdefault(_key(name, shape, weight), []).append(entry)
 
-    def take(self, key: Key) -> tuple[Tensor, ...] | None:
+    def take(self, name: str, shape: Iterable[int], weight: Tensor) -> tuple[Tensor, ...] | None:
         """Gives away what was kept of the next such call, unless something has since been written over it."""
+        key = _key(name, shape, weight)
         if not self.kept.get(key):
             return None
         tensors, version = self.kept[key].pop(0)
         return tensors if tensors[0]._version == version else None
-
-
-class CopyingTape(TorchFunctionMode):
-    """A tape for code that is compiled, which can't tell by a version whether a result has been written over.
-
-    Attributes:
-        names, shapes, weights, values: Of each product the function, the shape of the input, the weight, and a copy of
-            what it gave.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.shapes: list[list[int]] = []
-        self.weights: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in OPENED and torch.is_grad_enabled():
-            with self:
-                return OPENED[func](*args, **kwargs)
-        result = func(*args, **kwargs)
-        weight = _weight(*args, **kwargs) if func in BILINEAR and torch.is_grad_enabled() else None
-        if isinstance(weight, nn.Parameter) and is_worth_keeping(func, weight):
-            self.names.append(func.__name__)
-            self.shapes.append(list(args[0].shape))
-            self.weights.append(weight)
-            self.values.append(result.clone())
-        return result
 
 
 def _weight(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
