@@ -7,6 +7,7 @@ alone is the case of one rank, in which nothing is exchanged.
 from .process_group import checked_process_group
 from .ranks import Ranks
 from .reduction import Grads, Reduction, added
+from .replicas import joined_buffers, send_from_first
 from .sync_norm import meets_in_passes, synchronised
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Reduction",
     "added",
     "checked_process_group",
+    "joined_buffers",
     "meets_in_passes",
+    "send_from_first",
     "synchronised",
 ]

@@ -12,12 +12,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import RankError
 from ..passes import norm
-from .buckets import buckets
-from .replicas import batch_norm_statistics
 
 PRESENT, FAILED, AT_END = range(3)
 
@@ -190,47 +188,6 @@ class Ranks:
         found = norm(tensors)
         return found if self.size == 1 else self.sum(found.square()).sqrt()
 
-    def joined_buffers(
-        self, modules: Sequence[tuple[nn.Module, Mapping[str, Tensor]]], share: float
-    ) -> list[tuple[nn.Module, dict[str, Tensor]]]:
-        """Puts buffers that passes have moved in step: means for BatchNorm's statistics, rank 0's for others.
-
-        Args:
-            modules: Modules, each with its moved buffers by name.
-            share: This rank's share of the samples.
-        """
-        joined = [(module, dict(values)) for module, values in modules]
-        if self.size == 1:
-            return joined
-        places = [
-            (values, name, buffer, name in statistics)
-            for module, values in joined
-            for statistics in (batch_norm_statistics(module),)
-            for name, buffer in module.named_buffers()
-            if name in values and values[name].shape == buffer.shape
-        ]
-        moved = [(values[name] != buffer).any().to(self.device) for values, name, buffer, _ in places]
-        flags = self.sum(torch.stack(moved).double()).tolist() if moved else []
-        places = [place for place, flag in zip(places, flags) if flag]
-        kinds = {(is_mean, buffer.dtype): None for _, _, buffer, is_mean in places}
-        for kind in kinds:
-            chosen = [place for place in places if (place[3], place[2].dtype) == kind]
-            flat = torch.cat([values[name].to(self.device).reshape(-1) for values, name, _, _ in chosen])
-            flat = self.sum(flat.double() * share) if kind[0] else self._from_first(flat)
-            for (values, name, buffer, _), part in zip(chosen, flat.split([place[2].numel() for place in chosen])):
-                values[name] = part.view_as(buffer).to(buffer)
-        return joined
-
-    def send_from_first(self, module: nn.Module) -> None:
-        """Gives all ranks rank 0's parameters and buffers."""
-        if self.size == 1:
-            return
-        tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()]
-        for bucket in buckets(tensors):
-            flat = self._from_first(torch.cat([tensors[index].reshape(-1) for index in bucket]))
-            for index, part in zip(bucket, flat.split([tensors[index].numel() for index in bucket])):
-                tensors[index].copy_(part.view_as(tensors[index]))
-
     @contextlib.contextmanager
     def own_random_numbers(self, devices: Iterable[int]) -> Iterator[None]:
         """Draws other random numbers on each rank inside; outside, generators that are in step stay so.
@@ -249,8 +206,11 @@ class Ranks:
                 torch.cuda.default_generators[device].manual_seed(seed)
             yield
 
-    def _from_first(self, tensor: Tensor) -> Tensor:
-        """Rank 0's values, in place; as bytes, because gloo sends no int16, and with torch 2.7 no complex numbers."""
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """Gives all ranks rank 0's values, in place.
+
+        They travel as bytes, because gloo sends no int16, and with torch 2.7 no complex numbers.
+        """
         assert self.group is not None
         with self._waiting():
             dist.broadcast(tensor.view(torch.uint8), src=dist.get_global_rank(self.group, 0), group=self.group)

@@ -7,7 +7,7 @@ classes nor images.
 
 from .batch_passes import NetworkPass, backward, summary
 from .bilevel import Batch, Bilevel, Experience, Objective, Pass, plain_pass
-from .compilation import CompiledPass, compile_options
+from .compilation import CompiledPass, compile_options, passes_of
 from .computation import Options
 from .fallbacks import differentiate
 from .methods import METHODS
@@ -33,6 +33,7 @@ __all__ = [
     "differentiate",
     "joined",
     "num_samples",
+    "passes_of",
     "plain_pass",
     "split",
     "summary",

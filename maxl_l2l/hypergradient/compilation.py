@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..passes import placed, take_over
+from .bilevel import Pass, plain_pass
 from .tape import Tape
 
 
@@ -67,12 +68,29 @@ def compile_options(**options: Any) -> dict[str, Any]:
     """Returns keyword arguments of ``torch.compile`` with which random numbers are those of the plain passes.
 
     By default inductor draws its own, and so other dropout masks than the forward-mode pass.
+
+    Raises:
+        RuntimeError: torch is older than 2.9, which can't compile these passes whole.
     """
+    if torch.__version__ < "2.9":  # a torch.torch_version.TorchVersion, which compares as versions do
+        raise RuntimeError(f"compile() needs torch 2.9 or newer, found {torch.__version__}. Train without it.")
     if options.get("backend", "inductor") != "inductor":
         return options
     mode = options.pop("mode", None)
     chosen = {} if mode is None else torch._inductor.list_mode_options(mode)
     return {**options, "options": {**chosen, **(options.get("options") or {}), "fallback_random": True}}
+
+
+def passes_of(
+    network: nn.Module, generator: nn.Module, compiled: tuple[CompiledPass, CompiledPass] | None
+) -> tuple[Pass, Pass]:
+    """Returns the compiled passes of two modules, or plain ones if the compiled ones are of other modules or missing.
+
+    A shallow copy of a learner, as learn2learn.clone_module makes it, has the compiled passes of the original.
+    """
+    if compiled is not None and compiled[0].module is network and compiled[1].module is generator:
+        return compiled
+    return plain_pass(network), plain_pass(generator)
 
 
 class _Caller(nn.Module):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,49 +16,30 @@ from torch.optim import Optimizer
 
 from ..checks import (
     check_batch,
-    check_choice,
     check_count,
     check_generator,
-    check_kind,
-    check_number,
-    check_optimizer,
     check_rows,
 )
-from ..distributed import Ranks, checked_process_group, synchronised
+from ..distributed import Ranks
 from ..hypergradient import (
-    METHODS,
     Batch,
     Bilevel,
     CompiledPass,
     Experience,
     Objective,
-    Options,
-    Pass,
     StepResult,
     compile_options,
-    plain_pass,
+    passes_of,
 )
-from ..inner_step import InnerStep
-from ..networks import multi_task_network
-from ..passes import COMPUTING, RandomState, at_least_float32, buffer_copies, cuda_devices, in_float16, virtual_pass
-from ..steps import Updates, add_hypergradient, fused_step, generator_step, gradient_cosine, network_step
+from ..networks import multi_task_network, two_outputs
+from ..passes import COMPUTING, at_least_float32, buffer_copies, cuda_devices, virtual_pass
+from ..steps import add_hypergradient, fused_step, generator_step, gradient_cosine, network_step
+from .collective_calls import collective, in_step, joined_ranks
 from .maml_interface import Learner, check_options
+from .step_arguments import check_optimizers, checked_batches, checked_inner_step, checked_options, checked_updates
 
-Arguments = ParamSpec("Arguments")
-ResultType = TypeVar("ResultType")
-
-
-def _made_by_all_ranks(
-    method: Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType],
-) -> Callable[Concatenate[AuxiliaryLabelGenerator, Arguments], ResultType]:
-    """Makes a method tell the other ranks if its checks fail, so that none waits for this one; one thread at a time."""
-
-    @functools.wraps(method)
-    def call(self: AuxiliaryLabelGenerator, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultType:
-        with COMPUTING, self.ranks.call(method.__name__):
-            return method(self, *args, **kwargs)
-
-    return call
+TwoHeaded = Callable[[Any], tuple[Tensor, Tensor]]
+"""What can stand in for the multi-task network: from x to primary and auxiliary outputs."""
 
 
 class Loss(Protocol):
@@ -102,14 +81,9 @@ class AuxiliaryLabelGenerator(Learner):
         ValueError: No head is found, or generator shares parameters with model.
 
     Example:
-        >>> class Generator(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.body = nn.Linear(8, 3)
-        ...     def forward(self, x, y):
-        ...         return self.body(x)
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
-        >>> learner = AuxiliaryLabelGenerator(model, Generator(), 3, primary_loss=F.mse_loss, auxiliary_loss=F.mse_loss)
+        >>> generator = nn.Bilinear(8, 1, 3)  # a module of two arguments, x and y
+        >>> learner = AuxiliaryLabelGenerator(model, generator, 3, primary_loss=F.mse_loss, auxiliary_loss=F.mse_loss)
         >>> learner.loss(torch.randn(4, 8), torch.randn(4, 1)).shape
         torch.Size([])
     """
@@ -143,23 +117,14 @@ class AuxiliaryLabelGenerator(Learner):
         self._passes: tuple[CompiledPass, CompiledPass] | None = None
         self.ranks = Ranks()
 
-    def loss(
-        self,
-        x: Any,
-        y: Tensor,
-        network: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
-        *,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def loss(self, x: Any, y: Tensor, network: TwoHeaded | None = None, *, targets: Tensor | None = None) -> Tensor:
         """The multi-task loss L1: mean primary loss plus mean auxiliary loss.
 
         Args:
             x: What the model takes, N samples.
             y: Labels of the primary task, first dimension N.
-            network: What stands in for the multi-task network, ``x -> (primary, auxiliary)``: another learner's clone
-                of it, say.
-            targets: Auxiliary targets to use instead of the generator's; for :class:`MAXL` probabilities or class
-                indices.
+            network: What stands in for the multi-task network, ``x -> (primary, auxiliary)``, such as a clone of it.
+            targets: Auxiliary targets in place of the generator's; for :class:`MAXL` probabilities or class indices.
 
         Returns:
             A scalar, differentiable in theta_1 and, through the generated targets, in theta_2.
@@ -176,12 +141,12 @@ class AuxiliaryLabelGenerator(Learner):
         outputs, auxiliary = self._outputs(x, network)
         return self.objective.primary(outputs, y) + self.objective.auxiliary(auxiliary, targets)
 
-    def primary_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    def primary_loss(self, x: Any, y: Tensor, network: TwoHeaded | None = None) -> Tensor:
         """The primary term of L1 alone, a scalar; arguments as in :meth:`loss`."""
         self.check_batch(x, y)
         return self.objective.primary(self._outputs(x, network)[0], y)
 
-    def meta_loss(self, x: Any, y: Tensor, network: Callable[[Any], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    def meta_loss(self, x: Any, y: Tensor, network: TwoHeaded | None = None) -> Tensor:
         """The meta loss L2: mean primary loss plus the regulariser of the targets; arguments as in :meth:`loss`.
 
         Called on a clone after :meth:`adapt`, its gradient reaches theta_2, and theta_1 as in MAML. The generator's
@@ -195,7 +160,7 @@ class AuxiliaryLabelGenerator(Learner):
         self.check_targets(targets, y)
         return loss + self.objective.regularizer(targets)
 
-    @_made_by_all_ranks
+    @collective
     def hypergradient(
         self,
         x: Any,
@@ -247,14 +212,14 @@ class AuxiliaryLabelGenerator(Learner):
             >>> all(p.grad is not None for p in maxl.generator.parameters())
             True
         """
-        meta_batch = self._checked_batches(x, y, meta_batch)
-        options = self._options(method, epsilon, micro_batches, measure=True)
-        updates = self._updates(max_grad_norm, scaler)
-        inner = self._inner_step(optimizer, max_grad_norm)
-        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():
+        meta_batch = checked_batches(self.check_batch, x, y, meta_batch)
+        options = checked_options(method, epsilon, micro_batches, self.objective.regularizer, measure=True)
+        updates = checked_updates(self.network, max_grad_norm, scaler)
+        inner = checked_inner_step(self, optimizer, max_grad_norm)
+        with torch.random.fork_rng(cuda_devices(self.network)), in_step(self.network, self.generator, self.ranks):
             return add_hypergradient(self._bilevel(), (x, y), meta_batch, inner, options, updates)
 
-    @_made_by_all_ranks
+    @collective
     def step(
         self,
         x: Any,
@@ -282,9 +247,6 @@ class AuxiliaryLabelGenerator(Learner):
                 shows it as ``.optimizer``, as Lightning's does.
             generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
             meta_batch: As in :meth:`hypergradient`; so are method, epsilon and micro_batches.
-            method: See above.
-            epsilon: See above.
-            micro_batches: See above.
             max_grad_norm: Norm that each network's gradient is clipped to; the generator learns through the clipping.
             scaler: A ``torch.amp.GradScaler``, for a region of float16 autocast. It is stepped and updated here; a step
                 whose gradient overflowed is skipped, and the result says so.
@@ -304,15 +266,14 @@ class AuxiliaryLabelGenerator(Learner):
             >>> result.targets.shape
             torch.Size([4, 6])
         """
-        meta_batch = self._checked_batches(x, y, meta_batch)
-        options = self._options(method, epsilon, micro_batches)
-        self._check_optimizer(optimizer)
-        self._check_generator_optimizer(generator_optimizer)
-        updates = self._updates(max_grad_norm, scaler)
-        with self._in_step():
+        meta_batch = checked_batches(self.check_batch, x, y, meta_batch)
+        options = checked_options(method, epsilon, micro_batches, self.objective.regularizer)
+        check_optimizers(self, optimizer=optimizer, generator_optimizer=generator_optimizer)
+        updates = checked_updates(self.network, max_grad_norm, scaler)
+        with in_step(self.network, self.generator, self.ranks):
             return fused_step(self._bilevel(), (x, y), meta_batch, optimizer, generator_optimizer, options, updates)
 
-    @_made_by_all_ranks
+    @collective
     def network_step(
         self,
         x: Any,
@@ -334,8 +295,6 @@ class AuxiliaryLabelGenerator(Learner):
             targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None (a virtual pass of it).
             auxiliary: Whether there is an auxiliary task at all; without it this is single-task training.
             micro_batches: As in :meth:`step`; so are max_grad_norm and scaler.
-            max_grad_norm: See above.
-            scaler: See above.
 
         Returns:
             The losses, primary outputs and targets, without a graph.
@@ -345,16 +304,18 @@ class AuxiliaryLabelGenerator(Learner):
             NonFiniteError: A loss or gradient is NaN or infinite; no parameter has been updated with it.
         """
         self.check_batch(x, y)
-        self._check_optimizer(optimizer)
-        options, updates = self._options("forward", None, micro_batches), self._updates(max_grad_norm, scaler)
-        if not auxiliary:
-            targets = None
-        elif targets is not None:
+        check_optimizers(self, optimizer=optimizer)
+        options, updates = (
+            checked_options("forward", None, micro_batches, None),
+            checked_updates(self.network, max_grad_norm, scaler),
+        )
+        targets = targets if auxiliary else None
+        if targets is not None:
             self._check_given(targets, y)
-        with self._in_step():
+        with in_step(self.network, self.generator, self.ranks):
             return network_step(self._bilevel(), (x, y), targets, auxiliary, optimizer, options, updates)
 
-    @_made_by_all_ranks
+    @collective
     def generator_step(
         self,
         x: Any,
@@ -374,22 +335,22 @@ class AuxiliaryLabelGenerator(Learner):
         As :meth:`hypergradient` followed by the generator optimizer's step, with the generator's BatchNorm statistics
         moved once. Arguments, result and errors as in :meth:`step`.
         """
-        meta_batch = self._checked_batches(x, y, meta_batch)
-        options = self._options(method, epsilon, micro_batches)
-        updates = self._updates(max_grad_norm, scaler)
-        inner = self._inner_step(optimizer, max_grad_norm)
-        self._check_generator_optimizer(generator_optimizer)
-        with self._in_step():
+        meta_batch = checked_batches(self.check_batch, x, y, meta_batch)
+        options = checked_options(method, epsilon, micro_batches, self.objective.regularizer)
+        updates = checked_updates(self.network, max_grad_norm, scaler)
+        inner = checked_inner_step(self, optimizer, max_grad_norm)
+        check_optimizers(self, generator_optimizer=generator_optimizer)
+        with in_step(self.network, self.generator, self.ranks):
             return generator_step(self._bilevel(), (x, y), meta_batch, inner, generator_optimizer, options, updates)
 
-    @_made_by_all_ranks
+    @collective
     def gradient_cosine(
         self, x: Any, y: Tensor, *, targets: Tensor | None = None, micro_batches: int = 1
     ) -> Tensor | None:
         """The cosine of the gradients of both terms of L1 on the parameters that both depend on.
 
-        Near 1 the auxiliary task pulls them the way of the primary one, near 0 it has nothing to do with it, below 0 it
-        is in its way: a diagnostic of the paper's released code. It costs half a :meth:`step` and changes nothing.
+        Near 1 both tasks move these parameters in one direction, near 0 they are unrelated, below 0 they conflict: a
+        diagnostic of the paper's released code. It costs half a :meth:`step` and changes nothing.
 
         Args:
             x: N samples.
@@ -404,28 +365,22 @@ class AuxiliaryLabelGenerator(Learner):
             TypeError, ValueError: An argument does not fit.
         """
         self.check_batch(x, y)
-        options = self._options("forward", None, micro_batches)
+        options = checked_options("forward", None, micro_batches, None)
         if targets is not None:
             self._check_given(targets, y)
-        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():
+        with torch.random.fork_rng(cuda_devices(self.network)), in_step(self.network, self.generator, self.ranks):
             return gradient_cosine(self._bilevel(), (x, y), targets, options.micro_batches)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the passes of both networks that :meth:`step` and its relatives are made of.
 
-        A model that the user has compiled is run as it is by :meth:`step`, which needs passes at other parameters; this
-        is the way to have those compiled. Results are the same but for rounding; random numbers too. The forward-mode
-        pass itself, :meth:`clone` and evaluation are not compiled.
-
-        Args:
-            args: None; ``nn.Module.compile`` takes any.
-            kwargs: As for ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
+        These need passes at other parameters, so a model that the user has compiled runs uncompiled in them. Results
+        are the same but for rounding; random numbers too. Not compiled are the forward-mode pass, :meth:`clone` and
+        evaluation. Arguments are those of ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
 
         Raises:
             RuntimeError: torch is older than 2.9, which can't compile these passes whole.
         """
-        if torch.__version__ < "2.9":  # a torch.torch_version.TorchVersion, which compares as versions do
-            raise RuntimeError(f"compile() needs torch 2.9 or newer, found {torch.__version__}. Train without it.")
         options = compile_options(*args, **kwargs)
         self._passes = (
             CompiledPass(self.network, "read", self.network.reading, options),
@@ -435,18 +390,15 @@ class AuxiliaryLabelGenerator(Learner):
     def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Has the processes of a group, its ranks, train together: each passes its part of every batch to :meth:`step`.
 
-        From now on :meth:`step`, :meth:`network_step`, :meth:`generator_step` and
-        :meth:`hypergradient` compute what one process would on the whole batch, whatever the sizes of its parts: the
-        gradients of both networks, v (see "How it works") and the mean label of the entropy term are summed over ranks.
-        All ranks call them together. The losses in their result are those of the whole batch, outputs and targets the
-        rank's own.
+        From now on all ranks call :meth:`step`, :meth:`network_step`, :meth:`generator_step` and :meth:`hypergradient`
+        together, and compute what one process would on the whole batch, whatever the sizes of its parts: gradients, v
+        (see "How it works") and the mean label of the entropy term are summed. Losses in the result are those of the
+        whole batch, outputs and targets the rank's own. :meth:`adapt` and the losses remain the rank's own.
 
-        Rank 0's parameters and buffers are sent to the others here, and stay the same by taking the same steps: with
-        optimizers made anew, or loaded with the same state on all ranks.
-        BatchNorm normalises each rank's part by itself, as in DistributedDataParallel, and its statistics are averaged;
-        convert it with ``nn.SyncBatchNorm.convert_sync_batchnorm`` to have the whole batch normalised. Ranks whose
-        random number generators are in step draw different dropout masks and stay in step. :meth:`adapt` and the
-        losses remain the rank's own, as in MAML, where each rank has its own tasks.
+        Rank 0's parameters and buffers are sent to the others here. They stay the same by the same steps: of optimizers
+        that are new, or have the same state on all ranks. BatchNorm normalises each rank's part by itself, as in
+        DistributedDataParallel, and its statistics are averaged; ``nn.SyncBatchNorm.convert_sync_batchnorm`` has the
+        whole batch normalised. Ranks with the same random state draw different dropout masks, and keep the same state.
 
         Args:
             process_group: Of torch.distributed; the default group if None. Its timeout bounds how long a rank waits.
@@ -455,22 +407,14 @@ class AuxiliaryLabelGenerator(Learner):
             RuntimeError: torch.distributed is not initialised, this process is not in the group, its backend lacks a
                 collective for the model's device, or the ranks' psi, models or generators differ.
         """
-        device = next(self.parameters()).device
-        ranks = Ranks(checked_process_group(process_group, device), device)
-        ranks.check_same(self._description(), "maxl")
-        ranks.check_same({"the order of parameters": [name for name, _ in self.named_parameters()]}, "maxl")
-        for network in (self.network, self.generator):
-            ranks.send_from_first(network)
-        self.ranks, self.experience = ranks, Experience()  # ranks learn together from here on
+        self.ranks = joined_ranks(self, self.learner_options(), process_group)
+        self.experience = Experience()  # ranks learn together from here on
 
     def end_epoch(self) -> None:
-        """Tells the other ranks that this one has no batch left; returns when none has, in a process alone at once.
-
-        :func:`fit` does so; a training loop of one's own should, or ranks with a batch more would wait for the others.
+        """Waits until no rank has a batch left; :func:`fit` calls it, and so should a training loop of one's own.
 
         Raises:
-            RuntimeError: Another rank has one: the loaders do not yield the same number of batches. It is raised there
-                too.
+            RuntimeError: Another rank has a batch more, and would wait for this one for ever. It is raised there too.
         """
         self.ranks.at_end()
 
@@ -485,111 +429,25 @@ class AuxiliaryLabelGenerator(Learner):
         """Raises ValueError unless the generator's targets fit the batch."""
         check_rows(targets, y.shape[0], "generator")
 
-    def _outputs(self, x: Any, network: Callable[[Any], tuple[Tensor, Tensor]] | None) -> tuple[Tensor, Tensor]:
+    def learner_options(self) -> dict[str, Any]:
+        """What this learner is made of beside its networks, as plain data; the same on all ranks."""
+        return {}
+
+    def _outputs(self, x: Any, network: TwoHeaded | None) -> tuple[Tensor, Tensor]:
         with COMPUTING, sdpa_kernel(SDPBackend.MATH):  # adapt() differentiates twice, which fused attention can't be
-            found = (network or self.network)(x)
-        if network is not None and not (
-            isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(one, Tensor) for one in found)
-        ):
-            words = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise TypeError(
-                f"`network` must return (primary, auxiliary) outputs, found {words}. Pass a clone of maxl.network."
-            )
-        return found[0], found[1]
+            return self.network(x) if network is None else two_outputs(network(x))
 
     def _shared(self) -> tuple[object, ...]:
         return (*super()._shared(), self.objective)
 
     def _bilevel(self) -> Bilevel:
-        passes: tuple[Pass, Pass] = plain_pass(self.network), plain_pass(self.generator)
-        # A shallow copy, as learn2learn.clone_module makes it, has the compiled passes of other modules.
-        if self._passes is not None and all(
-            p.module is own for p, own in zip(self._passes, (self.network, self.generator))
-        ):
-            passes = self._passes
+        passes = passes_of(self.network, self.generator, self._passes)
         return Bilevel(
             self.network, self.generator, self.objective, self.check_targets, self.experience, *passes, self.ranks
         )
 
-    @contextlib.contextmanager
-    def _in_step(self) -> Iterator[None]:
-        """Restores the random state if what runs inside raises; ranks draw different numbers and share statistics."""
-        devices = cuda_devices(self.network)
-        with (
-            RandomState(devices).restored_on_error(),
-            self.ranks.own_random_numbers(devices),
-            synchronised(self.network, self.ranks),
-            synchronised(self.generator, self.ranks),
-        ):
-            yield
-
-    def _description(self) -> dict[str, Any]:
-        """What all ranks must have in common."""
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        frozen = {place for place, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {
-            place: f"{list(tensor.shape)} {tensor.dtype}{' frozen' * (place in frozen)}"
-            for place, tensor in tensors.items()
-        }
-
-    def _inner_step(self, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
-        if optimizer is None:
-            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-            if not all(parameter.is_leaf for parameter in parameters):
-                raise ValueError(
-                    "`hypergradient` needs a learner with parameters of its own, found a clone's, which are functions "
-                    "of others. Call it on the learner that was cloned, or meta_loss(x, y).backward() on the clone."
-                )
-            return InnerStep.sgd(parameters, self.lr, max_grad_norm)
-        self._check_optimizer(optimizer)
-        return InnerStep(optimizer, max_grad_norm)
-
-    def _options(self, method: str, epsilon: float | None, micro_batches: int, measure: bool = False) -> Options:
-        if method == "regularizer" and self.objective.regularizer is None:
-            raise ValueError(
-                "`method` 'regularizer' needs a regularizer, found None. Pass regularizer= when you build it."
-            )
-        check_choice(method, METHODS, "method", "'forward' is exact and needs no second derivatives")
-        check_count(micro_batches, "micro_batches", "Use 1 to pass the whole batch at once.")
-        if epsilon is not None:
-            check_number(epsilon, "epsilon", "Leave it out to have it chosen.", positive=True)
-        return Options(method, epsilon, measure, micro_batches)
-
-    def _updates(self, max_grad_norm: float | None, scaler: GradScaler | None = None) -> Updates:
-        if max_grad_norm is not None:
-            check_number(max_grad_norm, "max_grad_norm", "Leave it out for no clipping.", positive=True)
-        if scaler is not None:
-            check_kind(scaler, GradScaler, "scaler", "Make it with torch.amp.GradScaler().")
-            scaler = scaler if scaler.is_enabled() else None
-        if scaler is None and in_float16(self.network):
-            warnings.warn(
-                "`scaler` is None under float16 autocast: small gradients become 0 and large ones infinite. "
-                "Pass scaler=torch.amp.GradScaler(), or use bfloat16.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return Updates(max_grad_norm, scaler)
-
-    def _checked_batches(self, x: Any, y: Tensor, meta_batch: Batch | None) -> Batch:
-        self.check_batch(x, y)
-        if meta_batch is None:
-            return x, y
-        if not isinstance(meta_batch, (tuple, list)) or len(meta_batch) != 2:
-            raise TypeError(
-                f"`meta_batch` must be a pair (x, y), found {type(meta_batch).__name__}. "
-                "Pass the samples and labels of the meta loss."
-            )
-        self.check_batch(*meta_batch, names=("meta_batch[0]", "meta_batch[1]"))
-        return meta_batch[0], meta_batch[1]
-
     def _check_given(self, targets: Any, y: Tensor) -> None:
         check_rows(targets, y.shape[0], "targets")
-
-    def _check_optimizer(self, optimizer: Any) -> None:
-        check_optimizer(optimizer, "optimizer", self.network, "network", self.generator)
-
-    def _check_generator_optimizer(self, optimizer: Any) -> None:
-        check_optimizer(optimizer, "generator_optimizer", self.generator, "generator", self.network)
 
 
 class _Mean:

@@ -111,9 +111,10 @@ class MAXL(AuxiliaryLabelGenerator):
         if not isinstance(self.generator, LabelGenerator):
             check_probabilities(targets, "generator", normalized=not self.weighted)
 
-    def _description(self) -> dict[str, Any]:
+    def learner_options(self) -> dict[str, Any]:
+        """The hierarchy and the options of the losses."""
         options = {name: getattr(self, name) for name in ("gamma", "entropy_weight", "weighted")}
-        return {"psi": list(self.hierarchy.psi), **options, **super()._description()}
+        return {"psi": list(self.hierarchy.psi), **options}
 
     def _check_given(self, targets: Any, y: Tensor) -> None:
         super()._check_given(targets, y)

@@ -4,7 +4,7 @@ The model keeps its class and its parameters; an auxiliary head is attached to t
 This package finds that head, makes fresh copies of layers and models, and knows how models are called.
 """
 
-from .calls import logits_of
+from .calls import logits_of, two_outputs
 from .heads import resolve_head
 from .label_generator import LabelGenerator, default_generator
 from .multi_task import MultiTaskNetwork, multi_task_network
@@ -16,4 +16,5 @@ __all__ = [
     "logits_of",
     "multi_task_network",
     "resolve_head",
+    "two_outputs",
 ]

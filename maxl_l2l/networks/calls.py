@@ -53,6 +53,14 @@ def logits_of(output: Any, subject: str = "`model`", what: str = "logits") -> Te
     )
 
 
+def two_outputs(found: Any) -> tuple[Tensor, Tensor]:
+    """Returns what was put in the place of the multi-task network has returned; raises TypeError if it is no pair."""
+    if isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(one, Tensor) for one in found):
+        return found[0], found[1]
+    words = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise TypeError(f"`network` must return (primary, auxiliary) outputs, found {words}. Pass a clone of maxl.network.")
+
+
 def _takes_keywords(module: nn.Module, x: Mapping[Any, Any]) -> bool:
     try:
         signature = inspect.signature(module.forward)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed import Reduction, meets_in_passes
+from ..distributed import Reduction, joined_buffers, meets_in_passes
 from ..hypergradient import (
     Batch,
     Bilevel,
@@ -131,9 +131,8 @@ def _plain(value: Any) -> Any:
 def _moved_buffers(bilevel: Bilevel, derivatives: Derivatives) -> list[tuple[nn.Module, dict[str, Tensor]]]:
     """The buffers that passes have moved, of those networks of which there are any."""
     networks = [(bilevel.network, derivatives.network_buffers), (bilevel.generator, derivatives.generator_buffers)]
-    return bilevel.ranks.joined_buffers(
-        [(network, buffers) for network, buffers in networks if buffers], derivatives.share
-    )
+    moved = [(network, buffers) for network, buffers in networks if buffers]
+    return joined_buffers(bilevel.ranks, moved, derivatives.share)
 
 
 @torch.enable_grad()

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..checkpoints import plain
-from ..learners import MAXL, AuxiliaryLabelGenerator
+from ..learners import AuxiliaryLabelGenerator
 from ..metrics import hierarchy_of
 
 VERSIONS = ("torch",)
@@ -24,9 +24,8 @@ def learner_settings(maxl: AuxiliaryLabelGenerator) -> dict[str, Any]:
     hierarchy = hierarchy_of(maxl)
     if hierarchy is not None:
         found["psi"] = list(hierarchy.psi)
-    if isinstance(maxl, MAXL):
-        found |= {"gamma": maxl.gamma, "entropy_weight": maxl.entropy_weight}
-    return found
+    # That there are weights shows in the number of parameters.
+    return found | {name: value for name, value in maxl.learner_options().items() if name != "weighted"}
 
 
 def optimizer_settings(optimizer: Optimizer, generator_optimizer: Optimizer) -> dict[str, Any]:
