@@ -24,7 +24,7 @@ from ..learners import AuxiliaryLabelGenerator
 from ..sources import LabelSource
 from .batches import check_loader
 from .replay import NEXT
-from .schedules import SCHEDULES
+from .run import SCHEDULES
 
 COUNTS = {
     "epochs": "Say how often to go through loader.",

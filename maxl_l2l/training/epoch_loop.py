@@ -1,4 +1,4 @@
-"""A run: epochs, what is done with each batch, and what is kept of them."""
+"""The epoch loop: what is done with each batch, and what is recorded of an epoch."""
 
 from __future__ import annotations
 
@@ -19,28 +19,38 @@ from .evaluation import device_of, evaluated
 from .interrupts import Interrupted
 from .progress import Bar
 from .replay import Pairs
-from .run import RunState
-from .schedules import Step
+from .run import Run, Step
+from .run_file import RunFile
 
 
-class Run(RunState):
-    """A training run."""
+class EpochLoop:
+    """Trains a run, epoch by epoch.
+
+    Args:
+        run: The run.
+        file: Where it is saved.
+    """
+
+    def __init__(self, run: Run, file: RunFile) -> None:
+        self.run, self.file = run, file
 
     def train(self, epochs: int, progress: bool) -> None:
         """Trains until so many epochs are done or time is up."""
-        if not (self.maxl.training and self.maxl.module.training):
-            self.maxl.train()
-        with self.interrupts, self.bar(epochs, progress) as bar:
-            self.clock.start_step()
-            while len(self.history) < epochs:
+        if not (self.run.maxl.training and self.run.maxl.module.training):
+            self.run.maxl.train()
+        with self.run.interrupts, self.bar(epochs, progress) as bar:
+            self.run.clock.start_step()
+            while len(self.run.history) < epochs:
                 record = self.attempt(bar)
                 if record is None:
                     break
-                self.history.epochs.append(record)
+                self.run.history.epochs.append(record)
                 bar.show(record)
-                self.clock.end_step()
-                stops = self.stops(due=self.clock.checkpoint_minutes is None or len(self.history) == epochs)
-                with self.maxl.ranks.call("fit"):
+                self.run.clock.end_step()
+                stops = self.file.stops(
+                    due=self.run.clock.checkpoint_minutes is None or len(self.run.history) == epochs
+                )
+                with self.run.ranks.call("fit"):
                     self.tell(record)
                 if stops:
                     break
@@ -50,108 +60,112 @@ class Run(RunState):
         try:
             return self.epoch(bar)
         except Interrupted:
-            if not self.is_replaying:  # where nothing is new
-                self.stops()
+            if not self.run.is_replaying:  # where nothing is new
+                self.file.stops()
             return None
         except NonFiniteError as error:
-            raise self.stopped(error) from error
+            raise self.file.stopped(error) from error
         except Exception as error:
-            if self.maxl.ranks.size == 1 and self.signal and not self.is_replaying:
-                self.stops()  # what has failed, failed of it: a terminal signals the workers of data loaders too
+            if self.run.ranks.size == 1 and self.run.signal and not self.run.is_replaying:
+                self.file.stops()  # what has failed, failed of it: a terminal signals the workers of data loaders too
                 return None
             try:
-                self.note(error)
+                self.file.note(error)
             except Exception as later:  # of a signal: torch raises wherever it is when a loader's worker has died
-                self.note(later)
+                self.file.note(later)
                 raise
             raise
 
     def leave_if_signalled(self) -> None:
         """Raises Interrupted if a signal has come; not in one of several ranks alone."""
-        if self.maxl.ranks.size == 1 and self.signal:
+        if self.run.ranks.size == 1 and self.run.signal:
             raise Interrupted
 
     def bar(self, epochs: int, progress: bool) -> Bar:
         """A progress bar that stands where the run does."""
-        batches, stages = length(self.loader), len(self.stages())
-        initial = len(self.history) * stages * (batches or 0)
-        if self.inside is not None:
-            initial += self.inside["stage"] * (batches or 0) + self.inside["place"]["done"]
+        batches, stages = length(self.run.loader), len(self.run.stages())
+        initial = len(self.run.history) * stages * (batches or 0)
+        if self.run.inside is not None:
+            initial += self.run.inside["stage"] * (batches or 0) + self.run.inside["place"]["done"]
         total = None if batches is None else epochs * stages * batches
-        return Bar(progress and self.maxl.ranks.rank == 0, total, initial)
+        return Bar(progress and self.run.ranks.rank == 0, total, initial)
 
     def epoch(self, bar: Bar) -> dict[str, Any] | None:
         """Trains for an epoch, or what is left of it, and returns its record; None if time was up inside it."""
-        inside, self.inside = self.inside or {"stage": 0, "place": None, "measured": None}, None
-        set_epoch(self.loader, len(self.history))
-        self.measured, place = self.measures(), inside["place"]
+        inside, self.run.inside = self.run.inside or {"stage": 0, "place": None, "measured": None}, None
+        set_epoch(self.run.loader, len(self.run.history))
+        self.run.measured, place = self.run.measures(), inside["place"]
         if inside["measured"] is not None:
-            self.measured.load_state_dict(inside["measured"], device_of(self.maxl))
-        stages = self.stages()
-        for self.stage in range(inside["stage"], len(stages)):
-            if not self.went_over(stages[self.stage], place, self.measured, bar):
+            self.run.measured.load_state_dict(inside["measured"], device_of(self.run.maxl))
+        stages = self.run.stages()
+        for self.run.stage in range(inside["stage"], len(stages)):
+            if not self.went_over(stages[self.run.stage], place, self.run.measured, bar):
                 return None
             place = None
-        if self.measured.steps == 0:
+        if self.run.measured.steps == 0:
+            number = len(self.run.history) + 1
             raise ValueError(
-                f"`loader` must yield at least one batch in each epoch, found none in epoch {len(self.history) + 1}. "
+                f"`loader` must yield at least one batch in each epoch, found none in epoch {number}. "
                 "Check the dataset behind it; an iterator that is used up is not a loader."
             )
-        assert self.pairs is not None
-        self.place, self.pairs = self.pairs.place, None  # and with it the loaders' workers, before evaluation begins
-        record = self.record(self.measured)
-        self.measured = None
+        assert self.run.pairs is not None
+        # With the pairs go the loaders' workers, before evaluation begins.
+        self.run.place, self.run.pairs = self.run.pairs.place, None
+        record = self.record(self.run.measured)
+        self.run.measured = None
         return record
 
     def went_over(self, step: Step, place: dict[str, Any] | None, measured: Measured, bar: Bar) -> bool:
         """Goes over the data once, from a place on, and takes steps; returns False if time was up before the end."""
-        last = self.stage == len(self.stages()) - 1
-        self.pairs = Pairs(self.loader, self.meta_loader if last else None, self.numbers)
-        for batch, meta_batch in self.batches(self.pairs, place):
-            self.maxl.ranks.request = self.interrupts.received
-            with self.maxl.ranks.call("fit"):
+        last = self.run.stage == len(self.run.stages()) - 1
+        self.run.pairs = Pairs(self.run.loader, self.run.meta_loader if last else None, self.run.numbers)
+        for batch, meta_batch in self.batches(self.run.pairs, place):
+            self.run.ranks.request = self.run.interrupts.received
+            with self.run.ranks.call("fit"):
                 cosine = self.gradient_cosine(batch, measured)
-                result = step(batch, meta_batch, self.pairs.done % self.meta_every == 0)
+                result = step(batch, meta_batch, self.run.pairs.done % self.run.meta_every == 0)
                 measured.means.add("gradient_cosine", cosine, len(batch[1]))
                 if result is not None:
-                    self.steps += 1
-                    if self.steps == 1:
+                    self.run.steps += 1
+                    if self.run.steps == 1:
                         self.check_logits(result)
-                    measured.add(result, batch[1], self.stage == 0, given_labels(batch, self.source.num_elements))
-                    if self.maxl.ranks.rank == 0:
-                        self.loggers.step(self.steps, result)
-            self.pairs.mark()
+                    measured.add(
+                        result, batch[1], self.run.stage == 0, given_labels(batch, self.run.source.num_elements)
+                    )
+                    if self.run.ranks.rank == 0:
+                        self.run.loggers.step(self.run.steps, result)
+            self.run.pairs.mark()
             bar.advance(measured)
-            if self.maxl.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
-                self.clock.end_step()
-            if (self.maxl.ranks.size == 1 or self.signal) and self.stops():
+            if self.run.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
+                self.run.clock.end_step()
+            if (self.run.ranks.size == 1 or self.run.signal) and self.file.stops():
                 return False
         return True
 
     def check_logits(self, result: StepResult) -> None:
         """Warns if the model gives probabilities, of which the loss takes a second softmax."""
-        if isinstance(self.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
+        if isinstance(self.run.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
             warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=8)
 
     def gradient_cosine(self, batch: Any, measured: Measured) -> Tensor | None:
         """The gradient cosine at the parameters that a step starts from, if it is wanted and its turn."""
-        every = None if self.metrics is None else self.metrics.gradient_cosine
-        if every is None or self.stage != 0 or measured.steps % every != 0:
+        every = None if self.run.metrics is None else self.run.metrics.gradient_cosine
+        if every is None or self.run.stage != 0 or measured.steps % every != 0:
             return None
-        return self.source.gradient_cosine(self.maxl, batch, self.options.get("micro_batches", 1))
+        return self.run.source.gradient_cosine(self.run.maxl, batch, self.run.options.get("micro_batches", 1))
 
     def tell(self, record: dict[str, Any]) -> None:
         """Logs an epoch, and warns if its labels and those before say nothing."""
-        if self.maxl.ranks.rank != 0:
+        if self.run.ranks.rank != 0:
             return
-        self.loggers.epoch(self.steps, record)
-        if self.metrics is not None and self.hierarchy is not None:
-            patience = self.metrics.patience if self.source.learns_from_meta_gradient else None
-            warn_of_collapse(self.history.epochs, self.hierarchy, patience, stacklevel=5)
+        self.run.loggers.epoch(self.run.steps, record)
+        if self.run.metrics is not None and self.run.hierarchy is not None:
+            patience = self.run.metrics.patience if self.run.source.learns_from_meta_gradient else None
+            warn_of_collapse(self.run.history.epochs, self.run.hierarchy, patience, stacklevel=5)
 
     def warn_of_numbers(self, record: dict[str, Any], steps: int) -> None:
         """Warns of an epoch in which nothing was learned, or of a test loss that is not finite."""
-        number, scaler = record["epoch"], self.options.get("scaler")
+        number, scaler = record["epoch"], self.run.options.get("scaler")
         loss = record.get("test_loss", 0.0)
         if not math.isfinite(loss):
             warnings.warn(
@@ -171,15 +185,15 @@ class Run(RunState):
 
     def batches(self, pairs: Pairs, place: dict[str, Any] | None) -> Iterator[tuple[Any, Any]]:
         """Yields batches and meta batches on the learner's device."""
-        device = device_of(self.maxl)
+        device = device_of(self.run.maxl)
         if place is not None:
-            self.is_replaying = True
-            with self.maxl.ranks.call("a data loader"):
+            self.run.is_replaying = True
+            with self.run.ranks.call("a data loader"):
                 pairs.go_to(place, self.leave_if_signalled)
-            self.is_replaying = False
-            self.clock.start_step()
+            self.run.is_replaying = False
+            self.run.clock.start_step()
         while True:
-            with self.maxl.ranks.call("a data loader"):  # the others are told if it raises
+            with self.run.ranks.call("a data loader"):  # the others are told if it raises
                 pair = pairs.next()
                 if pair is not None:
                     batch, meta_batch = pair
@@ -190,27 +204,29 @@ class Run(RunState):
             if pair is None:
                 break
             yield pair
-        self.maxl.end_epoch()
+        self.run.maxl.end_epoch()
 
     def record(self, measured: Measured) -> dict[str, Any]:
         """Ends an epoch: joins what was measured, evaluates, steps the schedulers."""
-        measured.join(self.maxl.ranks)
-        record: dict[str, Any] = {"epoch": len(self.history) + 1, **measured.values()}
-        record["lr"] = float(self.optimizer.param_groups[0]["lr"])
-        if self.metrics is not None:
+        measured.join(self.run.ranks)
+        record: dict[str, Any] = {"epoch": len(self.run.history) + 1, **measured.values()}
+        record["lr"] = float(self.run.optimizer.param_groups[0]["lr"])
+        if self.run.metrics is not None:
             record["steps_per_second"] = round(measured.steps / measured.seconds, 3)
-        if "scaler" in self.options:
+        if "scaler" in self.run.options:
             record["skipped"] = measured.skipped
-        if self.test_loader is not None:
+        if self.run.test_loader is not None:
             # Ranks meet at the end of it alone, so that none of several can leave it.
-            batches = self.test_loader if self.maxl.ranks.size > 1 else self.interrupts.watched(self.test_loader)
-            found = evaluated(self.maxl, batches, "test_loader")
+            batches = (
+                self.run.test_loader if self.run.ranks.size > 1 else self.run.interrupts.watched(self.run.test_loader)
+            )
+            found = evaluated(self.run.maxl, batches, "test_loader")
             record |= {f"test_{name}": value for name, value in found.items()}
-        if self.maxl.ranks.rank == 0:
+        if self.run.ranks.rank == 0:
             self.warn_of_numbers(record, measured.steps)
         with warnings.catch_warnings():
             # The optimizer's steps may have been taken by the run that this one goes on from.
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
-            for scheduler in self.schedulers:
+            for scheduler in self.run.schedulers:
                 scheduler.step()
         return record | {"seconds": round(measured.seconds, 3)}

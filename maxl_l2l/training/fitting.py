@@ -30,11 +30,13 @@ from .arguments import (
     checked_schedulers,
 )
 from .clock import Clock
-from .epoch_loop import Run
+from .epoch_loop import EpochLoop
 from .history import History
 from .loggers import Loggers
 from .progress import progress_wanted
 from .replay import NEXT
+from .run import Run
+from .run_file import RunFile
 from .settings import joined_settings, learner_settings, optimizer_settings
 
 
@@ -195,8 +197,9 @@ def _train(run: Run, epochs: int, resume: bool, seed: int | None, progress: bool
         with only_run(), isolated, ExitStack() as held:
             if seed is not None:
                 torch.manual_seed(int(seed))
-            run.start(epochs, resume, held)
-            run.train(epochs, progress)
+            file = RunFile(run)
+            file.start(epochs, resume, held)
+            EpochLoop(run, file).train(epochs, progress)
     except Exception:
         if run.interrupts.received:  # the signal is not to be lost, nor the error
             traceback.print_exc()
