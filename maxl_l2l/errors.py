@@ -31,7 +31,11 @@ class NonFiniteError(ArithmeticError):
 
 
 class UnsupportedOperatorError(NotImplementedError):
-    """An operator of a network has no forward-mode rule; the message names it."""
+    """A network has something that a method can't differentiate; the message names it."""
+
+
+class FallBackWarning(RuntimeWarning):
+    """A method does not work for a network, and another one takes its place."""
 
 
 class RankError(RuntimeError):

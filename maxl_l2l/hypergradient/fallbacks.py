@@ -7,7 +7,7 @@ import warnings
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import RankError, UnsupportedOperatorError
+from ..errors import FallBackWarning, RankError, UnsupportedOperatorError
 from ..inner_step import InnerStep
 from ..passes import RandomState, cuda_devices
 from .bilevel import Batch, Bilevel
@@ -33,7 +33,7 @@ NO_DERIVATIVE = (
     "does not currently support double backward",
     "once_differentiable",
 )
-"""What PyTorch says where a second derivative is missing."""
+"""What PyTorch says where a second derivative is missing; what the methods find out themselves is of its own class."""
 
 
 def differentiate(
@@ -54,7 +54,7 @@ def differentiate(
             with sdpa_kernel(SDPBackend.MATH), kernels:
                 return METHODS[method](Computation(bilevel, batch, meta_batch, inner, options))
         except (UnsupportedOperatorError, RuntimeError) as error:
-            if isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
+            if method == "forward" and isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
                 experience.plain_kernels = True
             elif _falls_back(experience.fallbacks, options.method, method, error):
                 experience.plain_kernels = False  # they were no help
@@ -72,7 +72,7 @@ def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Excep
     fallbacks[asked], consequence = FALLBACKS[method]
     warnings.warn(
         f"`method` {method!r} does not work for this network: {str(error).rstrip('.')}. From now on {consequence}.",
-        RuntimeWarning,
+        FallBackWarning,
         stacklevel=7,
     )
     return True

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedOperatorError
 from ..passes import clones, virtual_pass
 from .batch_passes import NetworkPass
 from .computation import Computation
@@ -94,7 +95,7 @@ def _no_recomputation(network: nn.Module) -> Iterator[None]:
     """Raises where a module recomputes activations: it would do so at theta_1, even for the pass at theta_1+."""
 
     def refuse(module: nn.Module, args: object) -> None:
-        raise RuntimeError(
+        raise UnsupportedOperatorError(
             "`method` 'unrolled' can't be used with activation checkpointing, whose recomputation has no second "
             "derivative at the right parameters. Use method='forward'."
         )
@@ -135,7 +136,7 @@ def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
             continue
         seen.add(node)
         if type(node).name(node).endswith("::Error"):  # a function may have a `name` of its own
-            raise RuntimeError(
+            raise UnsupportedOperatorError(
                 "`method` 'unrolled' needs second derivatives, but a function of the network is marked with "
                 "@once_differentiable. Use method='forward', which needs its jvp(), or method='finite-difference'."
             )

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..checks import check_choice, check_count, check_kind, some
 from ..distributed import Ranks
@@ -25,10 +24,12 @@ from ..training import SHOWN, given_labels, moved, scalars
 
 try:
     import lightning as L
-    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 except ImportError as error:
     raise missing("lightning", "LightningMAXL") from error
 
+from .scaler import PluginScaler
+from .schedulers import step_schedulers
+from .trainer_settings import check_trainer
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -184,7 +185,7 @@ class LightningMAXL(L.LightningModule):
     def configure_callbacks(self) -> Any:
         """Adds none; it is the one hook before Lightning checks the Trainer, with advice that leads elsewhere."""
         if self.trainer.state.fn == "fit":
-            _check_trainer(self.trainer)
+            check_trainer(self.trainer)
         return super().configure_callbacks()
 
     def on_fit_start(self) -> None:
@@ -274,7 +275,7 @@ class LightningMAXL(L.LightningModule):
         options = {
             "micro_batches": len(batches) if len(batches) > 1 else None,
             "max_grad_norm": self.max_grad_norm,
-            "scaler": None if scaler is None else _PluginScaler(scaler),
+            "scaler": None if scaler is None else PluginScaler(scaler),
             "epsilon": self.epsilon if turn else None,
         }
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -316,52 +317,7 @@ class LightningMAXL(L.LightningModule):
 
     def _schedule(self, interval: str, count: int, plateau: bool = False) -> None:
         """Steps the schedulers whose turn it is; after an epoch those that need a metric (plateau) by themselves."""
-        for config in self.trainer.lr_scheduler_configs:
-            needs_metric = isinstance(config.scheduler, ReduceLROnPlateau)
-            later = interval == "epoch" and needs_metric != plateau
-            if config.interval == interval and count % config.frequency == 0 and not later:
-                self.lr_scheduler_step(config.scheduler, self._metric(config.scheduler) if needs_metric else None)
-
-    def _metric(self, scheduler: LRScheduler) -> Tensor:
-        name = getattr(scheduler, "monitor", self.monitor)
-        metrics: dict[str, Tensor] = {**(self._resumed or {}).get("metrics", {}), **self.trainer.callback_metrics}
-        if name not in metrics:
-            raise ValueError(
-                f"`monitor` must be a metric that is logged before ReduceLROnPlateau is stepped, found {name!r}; "
-                f"logged are {', '.join(metrics) or 'none'}. Name one of these, or validate in every epoch."
-            )
-        return metrics[name]
-
-
-class _PluginScaler(GradScaler):
-    """The Trainer's gradient scaler, for a learner whose optimizers' steps go through Lightning.
-
-    In each of these Lightning's precision plugin unscales, checks and updates. What is left is to scale each network's
-    gradients just before its own: the first update may have changed the scale.
-    """
-
-    def __init__(self, scaler: GradScaler) -> None:
-        self._scaler = scaler
-
-    def is_enabled(self) -> bool:
-        return self._scaler.is_enabled()
-
-    def scale(self, outputs: Any) -> Any:
-        return self._scaler.scale(outputs)
-
-    def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        return optimizer.step()
-
-    def update(self, new_scale: Any = None) -> None:
-        if new_scale is not None:
-            self._scaler.update(new_scale)
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._scaler.state_dict()
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._scaler.load_state_dict(state_dict)
+        step_schedulers(self, interval, count, self.monitor, (self._resumed or {}).get("metrics", {}), plateau)
 
 
 def _part(batch: Any, name: str) -> Any:
@@ -373,23 +329,3 @@ def _part(batch: Any, name: str) -> Any:
             f"dictionary with {some([repr(key) for key in batch])}. Let collate_fn return (x, y); x may be a mapping."
         )
     return batch.get(name)
-
-
-def _check_trainer(trainer: L.Trainer) -> None:
-    """Raises ValueError for settings of the Trainer that do not reach the learner."""
-    for setting, found, argument in (
-        ("gradient_clip_val", trainer.gradient_clip_val or 0, "max_grad_norm"),
-        ("accumulate_grad_batches", trainer.accumulate_grad_batches - 1, "accumulate"),
-    ):
-        if found:
-            value = getattr(trainer, setting)
-            raise ValueError(
-                f"`{setting}` must be left out of the Trainer, found {value}: the generator learns through whole "
-                f"steps, clipping included. Write LightningMAXL(maxl, {argument}={value})."
-            )
-    strategy = trainer.strategy
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-        raise ValueError(
-            "`strategy` must leave the parameters whole, on one device or on each with 'ddp', found "
-            f"{type(strategy).__name__}. Write Trainer(strategy='ddp')."
-        )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_kind
+from ..errors import FallBackWarning
 from ..hypergradient import METHODS, Experience
 from ..learners import AuxiliaryLabelGenerator
 from ..passes import COMPUTING, copied
@@ -119,7 +120,7 @@ def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str
         check = _checked(Subject(maxl, copied(x), copied(y), snapshot), method, caught)
     for category, text in dict.fromkeys((each.category, str(each.message)) for each in caught):
         # That passes do not repeat themselves is in the findings, with the reason.
-        if not _is_fall_back(category, text) and "gave other outputs in a second pass" not in text:
+        if not issubclass(category, FallBackWarning) and "gave other outputs in a second pass" not in text:
             warnings.warn(text, category, stacklevel=2)
     return check
 
@@ -156,7 +157,7 @@ def _checked(subject: Subject, method: str, caught: list[warnings.WarningMessage
         if not found.problems:
             raise
         found.problems.append(f"A step raises {type(raised).__name__}: {raised} See to the other problems first.")
-    fall_backs = dict.fromkeys(str(each.message) for each in caught if _is_fall_back(each.category, str(each.message)))
+    fall_backs = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, FallBackWarning))
     found.notes.extend(fall_backs)
     if fall_backs:
         found.notes[-1] += f" That is {_against(costs[0], costs[1], _seconds, 'a step')}."
@@ -195,11 +196,6 @@ def _check_trainable(maxl: AuxiliaryLabelGenerator) -> None:
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def _is_fall_back(category: type[Warning], text: str) -> bool:
-    """Whether a warning is the package's own of an operator that has no rule for a method."""
-    return issubclass(category, RuntimeWarning) and "does not work for this network" in text
 
 
 def _costs(subject: Subject, method: str) -> Costs:
