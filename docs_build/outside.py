@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-ROOMS = "api/"  # which rooms.py makes
+PACKAGE = "maxl_l2l"  # its pages are made by api.py
 ALWAYS = ("CHANGELOG.md", "benchmarks/README.md")
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", "": "make"}
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
@@ -61,13 +61,14 @@ def page_of(path: str) -> str:
 
 
 def uri_of(path: str) -> str:
-    """Where a path of the repository is on the site, below docs: a page of docs, a room, or a file outside."""
+    """Where a path of the repository is on the site: a page of docs, one of the API reference, or a file outside."""
+    place = ROOT / path
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.startswith("maxl_l2l/"):
-        room = path.removeprefix("maxl_l2l/").removesuffix(".py").replace("/", ".")
-        return f"{ROOMS}{room.replace('__init__', 'index')}.md"
-    place = ROOT / path
+    if is_code(path):
+        module = posixpath.join("api", posixpath.relpath(path, PACKAGE))
+        package = posixpath.join(module, "__init__.py") if place.is_dir() else module
+        return posixpath.normpath(package).removesuffix(".py").replace("__init__", "index") + ".md"
     shown = place.is_dir() or place.suffix in LANGUAGES
     return f"source/{path}.md" if shown else f"source/{path}"
 
@@ -87,8 +88,13 @@ def linked_outside(text: str, path: str) -> Iterator[str]:
     """Paths outside of docs that the text of a page of the repository links to."""
     for match in LINK.finditer(text):
         target = repository_path(match[1], path)
-        if target is not None and not target.startswith(("docs/", "maxl_l2l/")):
+        if target is not None and not target.startswith("docs/") and not is_code(target):
             yield target
+
+
+def is_code(path: str) -> bool:
+    """Whether a path is the package, or a package or a module in it."""
+    return path == PACKAGE or path.startswith(f"{PACKAGE}/")
 
 
 def repository_path(link: str, path: str) -> str | None:

@@ -50,7 +50,7 @@ def link(short: bool, name: str, scope: griffe.Object) -> str:
 def named(name: str, scope: griffe.Object) -> griffe.Object | None:
     """Finds what a name stands for where an object is documented; None if it is private or not of this package."""
     package, path = scope.package, name.split(".")
-    places = [scope, *parents(scope), package, *[room for room in package.modules.values() if not room.is_alias]]
+    places = [scope, *parents(scope), package, *modules(package)]
     for place in places:
         found: Any = place if path[0] != package.name else package
         try:
@@ -67,3 +67,9 @@ def named(name: str, scope: griffe.Object) -> griffe.Object | None:
 def parents(obj: griffe.Object) -> list[griffe.Object]:
     """The class and the module that an object is in."""
     return [] if obj.parent is None else [obj.parent, *parents(obj.parent)]
+
+
+def modules(package: griffe.Object) -> list[griffe.Object]:
+    """The modules below a package, at any depth."""
+    own = [module for module in package.modules.values() if not module.is_alias]
+    return [found for module in own for found in [module, *modules(module)]]
