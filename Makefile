@@ -7,9 +7,11 @@ EMPTY := build/empty
 # What make oldest tests with: the lowest versions that setup.py claims, which have wheels for Python 3.10 and 3.11.
 OLDEST := torch==2.4 numpy==1.23.2 torchvision==0.19 scikit-learn==1.2 tqdm==4.60
 OLDEST_VENV := .venv-oldest
-# The rooms of the core. Left out is torch.compile, and what needs other packages: reports, Lightning, learn2learn, higher.
-CORE := algorithm calls cloning copies differences files forward_mode heads hierarchy hypergradient inner_step \
-	losses meter networks not_finite passes snapshots sources training updates
+# The tests of the core. Left out is torch.compile, and what needs other packages: reports, Lightning, learn2learn, higher.
+CORE := $(addprefix tests/,checkpoints inner_step labels learners networks passes sources steps \
+	faults/test_not_finite.py hypergradient/test_forward_mode.py hypergradient/test_methods.py \
+	model_check/test_central_differences.py model_check/test_memory.py model_check/test_snapshot.py \
+	training/test_fitting.py)
 
 BENCH ?= --growth
 
@@ -38,7 +40,7 @@ test: lint ## Run the linters, the type checker and the tests with branch covera
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 
 oldest: $(OLDEST_VENV)/oldest.stamp ## Run the core tests with the lowest supported versions of torch and numpy
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE:%=tests/test_%.py)
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE)
 
 lint: $(VENV)/test.stamp ## Run ruff and mypy
 	$(BIN)/python -m ruff check .

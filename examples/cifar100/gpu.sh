@@ -41,7 +41,7 @@ epoch() { # measures an epoch in a precision, unless it has been
 has() { "$python" -c "import $1" 2>/dev/null; }
 
 if [ ! -e "$out/tested" ] && has pytest; then
-    try 5 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+    try 5 "$python" -m pytest -q -p no:cacheprovider tests/package/test_cuda.py
     touch "$out/tested"
 fi
 

@@ -31,11 +31,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = (".*", "__pycache__", "*.egg-info", "build", "dist", "out")
 NOT_CORE = (
-    *("benchmarks", "cifar100_data", "cifar100_runs", "comparison", "composed_examples", "cuda"),
-    *("deployment", "docs", "examples", "extras", "faults", "higher", "learn2learn", "lightning", "memory", "mutants"),
-    *("package", "page", "reports", "samples", "segmentation_example", "site", "tutorial"),
+    *("benchmarks", "examples", "lightning", "reporting"),
+    *("docs/test_docs.py", "docs/test_page.py", "docs/test_site.py", "docs/test_tutorial.py"),
+    *("faults/test_faults.py", "faults/test_flat_memory.py", "faults/test_mutants.py"),
+    *("integrations/test_higher.py", "integrations/test_learn2learn.py"),
+    *("package/test_cuda.py", "package/test_deployment.py", "package/test_extras.py", "package/test_package.py"),
 )
-"""Tests of other rooms than the core's, and of this script: these read the files that are broken here."""
+"""Folders and files of tests that are not the core's, or are of this script: these read what is broken here."""
 PATIENCE, LEAST_SECONDS = 3, 120.0
 """How many times longer than sound code a mutant may take, and what it may take in any case; then it hangs."""
 CRASHES = ("NameError", "SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError")
@@ -87,7 +89,7 @@ def _mutants(file: str, tests: str, *changes: tuple[str, str, str] | tuple[str, 
 MUTANTS = [
     *_mutants(
         "labels/hierarchy.py",
-        "test_hierarchy.py",
+        "labels/test_hierarchy.py",
         (
             "a block begins where the next one does",
             "start = sum(self.psi[:primary])",
@@ -107,7 +109,7 @@ MUTANTS = [
     ),
     *_mutants(
         "labels/losses.py",
-        "test_losses.py",
+        "labels/test_losses.py",
         ("the softmax has no mask", ".masked_fill(outside, -torch.inf)", ""),
         ("logits outside the block are 0, as the paper prints it", "(outside, -torch.inf)", "(outside, 0.0)"),
         ("the masked softmax runs over the batch", "-torch.inf).softmax(dim=1)", "-torch.inf).softmax(dim=0)"),
@@ -142,7 +144,7 @@ MUTANTS = [
     ),
     *_mutants(
         "passes/precision.py",
-        "test_losses.py",
+        "labels/test_losses.py",
         (
             "logarithms are taken in half precision",
             "return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values",
@@ -151,7 +153,7 @@ MUTANTS = [
     ),
     *_mutants(
         "networks/heads.py",
-        "test_heads.py",
+        "networks/test_heads.py",
         (
             "the first of several layers in a sequence is the head",
             "    return last_name\n",
@@ -161,29 +163,29 @@ MUTANTS = [
             "layers that are named aux count as heads",
             'return any(part.startswith("aux") for part in name.split("."))',
             "return False",
-            "test_backbones.py::test_forward_equals_unrolled[googlenet]",
+            "integrations/test_backbones.py::test_forward_equals_unrolled[googlenet]",
         ),
         (
             "an auxiliary convolution has no padding",
             '"stride", "padding", "dilation"',
             '"stride", "dilation"',
-            "test_networks.py",
+            "networks/test_multi_task.py",
         ),
         (
             "features that a head changes in place are not kept",
             '        if any(getattr(module, "inplace", False) for module in layer.modules()):\n',
             "        if False:\n",
-            "test_networks.py",
+            "networks/test_multi_task.py",
         ),
     ),
     *_mutants(
         "networks/multi_task.py",
-        "test_networks.py",
+        "networks/test_multi_task.py",
         (
             "the features are detached from the auxiliary head",
             "self._match_positions(self.auxiliary_head(features), own, primary)",
             "self._match_positions(self.auxiliary_head(features.detach()), own, primary)",
-            "test_algorithm.py test_hypergradient.py",
+            "learners/test_auxiliary_learning.py hypergradient/test_methods.py",
         ),
         (
             "the hooks stay after a forward pass",
@@ -198,23 +200,23 @@ MUTANTS = [
     ),
     *_mutants(
         "networks/label_generator.py",
-        "test_networks.py",
+        "networks/test_multi_task.py",
         (
             "a sample's weight is left out of its label",
             "return labels * weight.view(-1, *[1] * (labels.dim() - 1))",
             "return labels",
-            "test_hypergradient.py",
+            "hypergradient/test_methods.py",
         ),
         (
             "a sample's weight is detached",
             "weight = 4 ** score.tanh()",
             "weight = (4 ** score.tanh()).detach()",
-            "test_hypergradient.py",
+            "hypergradient/test_methods.py",
         ),
     ),
     *_mutants(
         "networks/fresh_copies.py",
-        "test_networks.py test_copies.py",
+        "networks/test_multi_task.py networks/test_fresh_copies.py",
         (
             "the generator shares its layers with the model",
             "        body = copy.deepcopy(model)\n",
@@ -224,18 +226,18 @@ MUTANTS = [
             "the generator begins with the model's values",
             "        _reset(module)\n",
             "        pass\n",
-            "test_copies.py",
+            "networks/test_fresh_copies.py",
         ),
         (
             "the generator of a frozen model is frozen",
             "parameter.requires_grad_(parameter.is_floating_point())",
             "parameter.requires_grad_(parameter.requires_grad)",
-            "test_networks.py::test_default_generator_of_a_frozen_model_is_trainable",
+            "networks/test_multi_task.py::test_default_generator_of_a_frozen_model_is_trainable",
         ),
     ),
     *_mutants(
         "passes/cloning.py",
-        "test_cloning.py",
+        "passes/test_cloning.py",
         (
             "a clone is detached from its original",
             "tensor.clone() for tensor in _tensors(module)",
@@ -250,11 +252,11 @@ MUTANTS = [
     ),
     *_mutants(
         "learners/maml_interface.py",
-        "test_algorithm.py",
+        "learners/test_auxiliary_learning.py",
         ("first_order is ignored", "create_graph=not first_order", "create_graph=True"),
         ("second derivatives are always dropped", "create_graph=not first_order", "create_graph=False"),
         ("adapt climbs", "parameters[n] - self.lr * grad", "parameters[n] + self.lr * grad"),
-        ("adapt goes where a NaN leads", "        _check_finite(loss, grads)\n", "", "test_not_finite.py"),
+        ("adapt goes where a NaN leads", "        _check_finite(loss, grads)\n", "", "faults/test_not_finite.py"),
         (
             "a clone's own first_order is ignored",
             "learner.first_order = self.first_order if first_order is None else first_order",
@@ -263,7 +265,7 @@ MUTANTS = [
     ),
     *_mutants(
         "inner_step/rules.py",
-        "test_inner_step.py",
+        "inner_step/test_look_ahead.py",
         (
             "momentum is forgotten",
             "momentum * previous + (1 - group",
@@ -314,12 +316,12 @@ MUTANTS = [
             "RAdam never rectifies",
             "    if length > 5:\n",
             "    if False:\n",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
     ),
     *_mutants(
         "inner_step/optimizer_copy.py",
-        "test_inner_step.py",
+        "inner_step/test_look_ahead.py",
         ("the state of an optimizer of the general route is aliased", "copy.deepcopy(dict(state))", "dict(state)"),
         (
             "the parameters of the general route are aliased",
@@ -329,7 +331,7 @@ MUTANTS = [
     ),
     *_mutants(
         "inner_step/look_ahead.py",
-        "test_inner_step.py",
+        "inner_step/test_look_ahead.py",
         (
             "the learning rate is that of construction",
             "        self.optimizer = optimizer\n",
@@ -360,12 +362,12 @@ MUTANTS = [
     ),
     *_mutants(
         "inner_step/clipping.py",
-        "test_inner_step.py",
+        "inner_step/test_look_ahead.py",
         ("clipping stretches short gradients", ".clamp(max=1.0)", ""),
     ),
     *_mutants(
         "passes/virtual_pass.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "a buffer that a pass puts in another's place is lost",
             '    take_over(buffers, places, {place: state[f"module.{place}"] for place in places})\n',
@@ -374,17 +376,17 @@ MUTANTS = [
     ),
     *_mutants(
         "passes/buffers.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "copies of buffers are the buffers",
             "return {name: tensor.clone() for name, tensor in tensors.items()}",
             "return dict(tensors)",
-            "test_passes.py",
+            "passes/test_buffers.py",
         ),
     ),
     *_mutants(
         "passes/random_numbers.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "the random state stays where an error left it",
             "            self.restore()\n            raise\n",
@@ -403,17 +405,17 @@ MUTANTS = [
     ),
     *_mutants(
         "passes/magnitudes.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "infinity is finite",
             'if not abs(value) < float("inf")}',
             "if value != value}",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
     ),
     *_mutants(
         "hypergradient/forward_mode.py",
-        "test_forward_mode.py",
+        "hypergradient/test_forward_mode.py",
         (
             "a product's tangent leaves out that of its input",
             "tangent = along_input if tangent is None else tangent.add_(along_input)",
@@ -434,13 +436,13 @@ MUTANTS = [
             "what backward holds constant moves forwards",
             "        if not torch.is_grad_enabled():\n            # PyTorch's",
             "        if False:\n            # PyTorch's",
-            "test_hypergradient.py",
+            "hypergradient/test_methods.py",
         ),
         (
             "the forward-mode pass draws its own dropout mask",
             "torch.enable_grad(), rng.again(), forward_ad",
             "torch.enable_grad(), forward_ad",
-            "test_hypergradient.py",
+            "hypergradient/test_methods.py",
         ),
         (
             "the forward-mode pass moves the buffers",
@@ -451,12 +453,12 @@ MUTANTS = [
             "a tangent under float16 keeps its scale",
             "tangent.float() / scale",
             "tangent.float()",
-            "test_updates.py",
+            "steps/test_updates.py",
         ),
     ),
     *_mutants(
         "hypergradient/finite_difference.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "a central difference is divided by half of its distance",
             "(ahead - behind) / (2 * self.step(relative))",
@@ -466,7 +468,7 @@ MUTANTS = [
             "a one-sided difference is divided by twice its distance",
             "/ line.step(chosen.relative).to(middle), chosen.error",
             "/ line.step(2 * chosen.relative).to(middle), chosen.error",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
         (
             "a difference is of two dropout masks",
@@ -477,22 +479,22 @@ MUTANTS = [
             "finite differences are taken under autocast",
             "torch.autocast(step.device.type, enabled=False)",
             "torch.autocast(step.device.type, enabled=torch.is_autocast_enabled(step.device.type))",
-            "test_updates.py",
+            "steps/test_updates.py",
         ),
     ),
     *_mutants(
         "hypergradient/tape.py",
-        "test_forward_mode.py",
+        "hypergradient/test_forward_mode.py",
         (
             "a result that has been written over is used",
             "return tensors if tensors[0]._version == version else None",
             "return tensors",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
     ),
     *_mutants(
         "hypergradient/batch_passes.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "the labels are detached in the product that is differentiated",
             "loss = self.objective.auxiliary(auxiliary, labels) * self.share",
@@ -527,7 +529,7 @@ MUTANTS = [
             "labels that are made anew have another dropout mask",
             "            with self.rng.again():\n                labels = self._attached",
             "            if True:\n                labels = self._attached",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
         (
             "sparse gradients stay sparse",
@@ -537,17 +539,17 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/bilevel.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "a checkpoint does not bring back the distance of finite differences",
             "        vars(self).update(state_dict",
             "        dict(vars(self)).update(state_dict",
-            "test_training.py::test_resumed_run_keeps_the_distance_of_finite_differences",
+            "training/test_fitting.py::test_resumed_run_keeps_the_distance_of_finite_differences",
         ),
     ),
     *_mutants(
         "hypergradient/computation.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "the meta batch is ignored",
             "self.meta_batches = split(meta_batch, options.micro_batches)",
@@ -582,18 +584,18 @@ MUTANTS = [
             "the loss scale stays in the gradients",
             "return [None if grad is None else grad / scale for grad in grads]",
             "return list(grads)",
-            "test_updates.py",
+            "steps/test_updates.py",
         ),
         (
             "the network's own step is not clipped",
             "        clipped = clip_by_norm(grads, self.inner.max_grad_norm)\n",
             "        clipped = list(grads)\n",
-            "test_updates.py",
+            "steps/test_updates.py",
         ),
     ),
     *_mutants(
         "hypergradient/fallbacks.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "a method that falls back draws other random numbers",
             "        state.restore()\n\n\ndef _falls",
@@ -602,7 +604,7 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/methods.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "a function without a second derivative is passed over without a word",
             "    _check_twice_differentiable(grads)\n",
@@ -611,7 +613,7 @@ MUTANTS = [
     ),
     *_mutants(
         "distributed/reduction.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "the last micro-batch's gradient is that of all",
             "one if other is None else other if one is None else one + other",
@@ -620,17 +622,17 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/micro_batches.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "the parts of an input in a mapping are in another order than their labels",
             "return list(value.split(sizes))\n",
             "return list(value.split(sizes))[::-1]\n",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
     ),
     *_mutants(
         "steps/iteration.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "hypergradient() replaces a gradient that was there",
             "parameter.grad = grad if parameter.grad is None else parameter.grad + grad",
@@ -645,18 +647,18 @@ MUTANTS = [
             "the generator's step moves the network's statistics",
             "_moved_buffers(bilevel, replace(derivatives, network_buffers={}))",
             "_moved_buffers(bilevel, derivatives)",
-            "test_algorithm.py",
+            "learners/test_auxiliary_learning.py",
         ),
     ),
     *_mutants(
         "steps/updates.py",
-        "test_updates.py",
+        "steps/test_updates.py",
         ("the scaler is not updated", "            self.scaler.update()\n", "            pass\n"),
         (
             "gradients of before are used",
             "            optimizer.zero_grad()\n",
             "",
-            "test_algorithm.py",
+            "learners/test_auxiliary_learning.py",
         ),
         (
             "the generator's gradient is not clipped",
@@ -666,7 +668,7 @@ MUTANTS = [
     ),
     *_mutants(
         "learners/maxl.py",
-        "test_hypergradient.py",
+        "hypergradient/test_methods.py",
         (
             "the entropy term has no weight",
             "return self.weight * negative_entropy(mean)",
@@ -681,18 +683,18 @@ MUTANTS = [
             "the entropy of weighted labels is that of their weights too",
             "targets / targets.sum(dim=1, keepdim=True) if self.normalize else targets",
             "targets",
-            "test_hypergradient.py",
+            "hypergradient/test_methods.py",
         ),
         (
             "gamma is ignored",
             "loss = partial(focal_loss_per_sample, gamma=gamma)",
             "loss = partial(focal_loss_per_sample)",
-            "test_algorithm.py",
+            "learners/test_auxiliary_learning.py",
         ),
     ),
     *_mutants(
         "learners/auxiliary_learning.py",
-        "test_algorithm.py",
+        "learners/test_auxiliary_learning.py",
         (
             "the labels are detached in the multi-task loss",
             "            targets = self.generator(x, y)\n",
@@ -707,25 +709,28 @@ MUTANTS = [
             "the generator's statistics move in the meta loss",
             "targets = virtual_pass(self.generator, {}, buffer_copies(self.generator), x, y)",
             "targets = self.generator(x, y)",
-            "test_survivors.py",
-        ),
-        (
-            "the learner's learning rate is ignored",
-            "InnerStep.sgd(parameters, self.lr, max_grad_norm)",
-            "InnerStep.sgd(parameters, 0.01, max_grad_norm)",
-            "test_hypergradient.py",
+            "faults/test_survivors.py",
         ),
         (
             "the gradient cosine moves the random state",
-            "        with torch.random.fork_rng(cuda_devices(self.network)), self._in_step():\n"
-            "            return gradient_cosine(",
-            "        with self._in_step():\n            return gradient_cosine(",
-            "test_metrics.py::TestGradientCosine",
+            "        with torch.random.fork_rng(cuda_devices(self.network)), in_step(self.network, self.generator, self.ranks):\n            return gradient_cosine(",
+            "        with in_step(self.network, self.generator, self.ranks):\n            return gradient_cosine(",
+            "metrics/test_label_statistics.py::TestGradientCosine",
+        ),
+    ),
+    *_mutants(
+        "learners/step_arguments.py",
+        "learners/test_auxiliary_learning.py",
+        (
+            "the learner's learning rate is ignored",
+            "InnerStep.sgd(parameters, learner.lr, max_grad_norm)",
+            "InnerStep.sgd(parameters, 0.01, max_grad_norm)",
+            "hypergradient/test_methods.py",
         ),
     ),
     *_mutants(
         "sources/fixed.py",
-        "test_sources.py",
+        "sources/test_fixed.py",
         (
             "random labels are drawn anew in each run",
             "generator=torch.Generator().manual_seed(self.seed), ",
@@ -735,7 +740,7 @@ MUTANTS = [
     ),
     *_mutants(
         "sources/generated.py",
-        "test_sources.py",
+        "sources/test_fixed.py",
         (
             "the control learns from the meta gradient",
             'super().__init__(method="regularizer")',
@@ -744,59 +749,57 @@ MUTANTS = [
     ),
     *_mutants(
         "sources/label_source.py",
-        "test_sources.py",
+        "sources/test_fixed.py",
         ("the single task has an auxiliary one", "auxiliary=False, **options", "**options"),
     ),
     *_mutants(
-        "training/schedules.py",
-        "test_training.py::test_generator_learns_on_every_nth_batch test_training.py::test_generator_stage_of_the_epoch_schedule_takes_every_nth_batch",
-        (
-            "meta_every is ignored in the batch schedule",
-            "        if not turn:\n            return train_network(batch)\n",
-            "",
-        ),
-        (
-            "meta_every is ignored in the epoch schedule",
-            "        if not turn:\n            return None\n",
-            "",
-        ),
+        "training/run.py",
+        "training/test_fitting.py::test_generator_learns_on_every_nth_batch "
+        "training/test_fitting.py::test_generator_stage_of_the_epoch_schedule_takes_every_nth_batch",
+        ("meta_every is ignored in the batch schedule", " if turn else train_network(batch)\n", "\n"),
+        ("meta_every is ignored in the epoch schedule", " if turn else None\n", "\n"),
         (
             "the meta loader is ignored",
-            "return source.step(maxl, batch, optimizer, generator_optimizer, meta_batch, **options)",
-            "return source.step(maxl, batch, optimizer, generator_optimizer, None, **options)",
-            "test_training.py::test_meta_batch_can_be_the_next_one",
+            "return source.step(maxl, batch, *optimizers, meta_batch, **self.options)",
+            "return source.step(maxl, batch, *optimizers, None, **self.options)",
+            "training/test_fitting.py::test_meta_batch_can_be_the_next_one",
         ),
     ),
     *_mutants(
         "metrics/running_means.py",
-        "test_training.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
+        "training/test_fitting.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
         (
             "the history's means are not weighted by samples",
             "value.detach() * count\n            self.counts[name] = self.counts.get(name, 0) + count",
             "value.detach()\n            self.counts[name] = self.counts.get(name, 0) + 1",
         ),
-        ("a run's means are over batches", "        count = len(y)\n", "        count = 1\n", "test_survivors.py"),
+        (
+            "a run's means are over batches",
+            "        count = len(y)\n",
+            "        count = 1\n",
+            "faults/test_survivors.py",
+        ),
         (
             "sub_classes is the highest sub-class",
             'return {"sub_classes": len(self.used)}',
             'return {"sub_classes": max(self.used)}',
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
         (
             "sub_classes counts the least probable labels",
             "labels = targets.argmax(dim=1) if targets.is_floating_point()",
             "labels = targets.argmin(dim=1) if targets.is_floating_point()",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
     ),
     *_mutants(
         "metrics/label_statistics.py",
-        "test_metrics.py::TestLabelMeter",
+        "metrics/test_label_statistics.py::TestLabelMeter",
         (
             "a sub-class of one sample is not in use",
             'int((sums["use"] > 0).sum())',
             'int((sums["use"] > 1).sum())',
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
         (
             "the weight of a label enters its entropy",
@@ -806,37 +809,38 @@ MUTANTS = [
     ),
     *_mutants(
         "metrics/collapse.py",
-        "test_metrics.py::TestWatch",
+        "metrics/test_label_statistics.py::TestWatch",
         ("each class is judged by the first one's sub-classes", "        start += size\n", ""),
         ("a class of a few samples has collapsed", " and sum(counts) >= FEW", ""),
     ),
     *_mutants(
         "training/batches.py",
-        "test_ranks.py::test_fit_tells_the_sampler_its_epoch",
+        "distributed/test_ranks.py::test_fit_tells_the_sampler_its_epoch",
         ("a sampler shuffles each epoch like the first", "        tell(epoch)\n", "        tell(0)\n"),
     ),
     *_mutants(
-        "training/run.py",
-        "test_training.py::test_resumed_run_equals_an_uninterrupted_one test_training.py::test_checkpoint_of_a_run_without_these_schedulers_is_refused",
+        "training/run_file.py",
+        "training/test_fitting.py::test_resumed_run_equals_an_uninterrupted_one "
+        "training/test_fitting.py::test_checkpoint_of_a_run_without_these_schedulers_is_refused",
         (
             "a checkpoint has no generator optimizer",
-            '                "generator_optimizer": self.generator_optimizer,\n',
+            '                "generator_optimizer": self.run.generator_optimizer,\n',
             "",
         ),
         (
             "a checkpoint has no schedulers",
-            '{f"scheduler {number}": scheduler for number, scheduler in enumerate(self.schedulers)}',
+            '{f"scheduler {number}": scheduler for number, scheduler in enumerate(self.run.schedulers)}',
             "{}",
         ),
         (
             "the random state is not restored from a checkpoint",
-            '            self.numbers.restore(own["random"])\n',
+            '            self.run.numbers.restore(own["random"])\n',
             "            pass\n",
         ),
     ),
     *_mutants(
         "checkpoints/atomic_files.py",
-        "test_files.py",
+        "checkpoints/test_atomic_files.py",
         (
             "a file is written in its place",
             "handle, name = tempfile.mkstemp(",
@@ -846,47 +850,47 @@ MUTANTS = [
     ),
     *_mutants(
         "training/fitting.py",
-        "test_survivors.py",
+        "faults/test_survivors.py",
         (
             "a run with a seed moves the random state",
             "isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(run.maxl))",
             "isolated = nullcontext()",
-            "test_training.py::test_seed_decides_the_run_and_leaves_the_random_state",
+            "training/test_fitting.py::test_seed_decides_the_run_and_leaves_the_random_state",
         ),
     ),
     *_mutants(
         "training/arguments.py",
-        "test_survivors.py",
+        "faults/test_survivors.py",
         (
             "the generator's default optimizer has no weight decay",
             "lr=1e-3, weight_decay=5e-4",
             "lr=1e-3",
-            "test_survivors.py",
+            "faults/test_survivors.py",
         ),
     ),
     *_mutants(
-        "training/run.py",
-        "test_interrupts.py",
+        "training/run_file.py",
+        "training/test_interrupts.py",
         (
             "a run that is stopped while it evaluates is saved without its place",
-            "place = self.place if self.pairs is None else self.pairs.place",
-            "place = self.place",
+            "place = self.run.place if self.run.pairs is None else self.run.pairs.place",
+            "place = self.run.place",
         ),
     ),
     *_mutants(
         "training/epoch_loop.py",
-        "test_interrupts.py",
-        ("evaluation is not left", "self.interrupts.watched(self.test_loader)", "self.test_loader"),
+        "training/test_interrupts.py",
+        ("evaluation is not left", "self.run.interrupts.watched(self.run.test_loader)", "self.run.test_loader"),
         (
             "an error while a run is being saved is not told of",
-            "                self.note(later)\n",
+            "                self.file.note(later)\n",
             "                pass\n",
-            "test_under_load.py::test_worker_that_is_found_dead_while_its_run_is_being_saved_is_told_of_too",
+            "faults/test_under_load.py::test_worker_that_is_found_dead_while_its_run_is_being_saved_is_told_of_too",
         ),
     ),
     *_mutants(
         "training/interrupts.py",
-        "test_interrupts.py",
+        "training/test_interrupts.py",
         ("a signal is forgotten", "        self.received = number\n", "        pass\n"),
         (
             "a second signal is held back too",
@@ -896,8 +900,8 @@ MUTANTS = [
         ("a forked process holds signals back", "        one.__exit__()\n", "        pass\n"),
     ),
     *_mutants(
-        "learners/auxiliary_learning.py",
-        "test_under_load.py",
+        "learners/collective_calls.py",
+        "faults/test_under_load.py",
         (
             "threads compute at the same time",
             "with COMPUTING, self.ranks.call(method.__name__):",
@@ -906,7 +910,7 @@ MUTANTS = [
     ),
     *_mutants(
         "passes/random_numbers.py",
-        "test_resume.py::test_run_with_generators_or_workers_stopped_and_resumed_equals_an_uninterrupted_one",
+        "training/test_run_file.py::test_run_with_generators_or_workers_stopped_and_resumed_equals_an_uninterrupted_one",
         ("Python's random state is not restored", '        random.setstate(state["python"])\n', ""),
         ("NumPy's random state is not restored", '        np.random.set_state(_arrays(state["numpy"]))\n', ""),
         (
@@ -917,14 +921,14 @@ MUTANTS = [
     ),
     *_mutants(
         "checkpoints/file_format.py",
-        "test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
+        "faults/test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
         ("check sums are not compared", "damaged = archive.testzip()", "damaged = None"),
         ("a checkpoint may run a program", "weights_only=True", "weights_only=False"),
         ("a place inside an epoch is not looked at", 'elif not _is_place(inside["place"]):', "elif False:"),
     ),
     *_mutants(
         "checkpoints/checkpoint.py",
-        "test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
+        "faults/test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
         (
             "a checkpoint that is refused is loaded in part",
             "                part.load_state_dict(state)\n",
@@ -934,19 +938,19 @@ MUTANTS = [
     ),
     *_mutants(
         "steps/updates.py",
-        "test_not_finite.py",
+        "faults/test_not_finite.py",
         ("a step that fails is not undone", "            undo.restore()\n", ""),
         ("a step is not looked at", "            undo.check_finite(steps, moved)\n", ""),
     ),
     *_mutants(
         "steps/undo.py",
-        "test_not_finite.py",
+        "faults/test_not_finite.py",
         ("undoing forgets the states of optimizers", "for tensor in (*held, *state) if", "for tensor in held if"),
         ("undoing forgets gradients", "            parameter.grad = grad\n", "            pass\n"),
     ),
     *_mutants(
         "steps/nan_origin.py",
-        "test_not_finite.py",
+        "faults/test_not_finite.py",
         (
             "the input is not looked at",
             "if not _is_finite(tensor, may_be_infinite=not isinstance(data, Tensor)):",
@@ -955,21 +959,22 @@ MUTANTS = [
     ),
     *_mutants(
         "checkpoints/atomic_files.py",
-        "test_under_load.py::test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts test_under_load.py::test_file_system_without_links_keeps_the_former_checkpoint_too",
+        "faults/test_under_load.py::test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts "
+        "faults/test_under_load.py::test_file_system_without_links_keeps_the_former_checkpoint_too",
         ("two runs write one file", "        lock.acquire(timeout=PATIENCE)\n", "        pass\n"),
         ("the former checkpoint is not kept", "            _keep(target, Path(keep))\n", "            pass\n"),
     ),
     *_mutants(
         "training/evaluation.py",
-        "test_training.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
-        ("evaluation is in training mode", "    maxl.eval()\n", ""),
-        ("evaluation mode stays", "            module.training = training\n", "            pass\n"),
+        "training/test_fitting.py::test_evaluate_matches_plain_pytorch_and_restores_modes",
+        ("evaluation is in training mode", "    module.eval()\n", ""),
+        ("evaluation mode stays", "            part.training = training\n", "            pass\n"),
     ),
     *_mutants(
         "model_check/snapshot.py",
-        "test_snapshots.py",
+        "model_check/test_snapshot.py",
         ("a snapshot does not put gradients back", "            parameter.grad = grad\n", "            pass\n"),
-        ("a snapshot does not put torch's random state back", "        self.random.restore()\n", ""),
+        ("a snapshot does not put torch's random state back", "        self.restore_random_numbers()\n", ""),
     ),
 ]
 
@@ -1062,8 +1067,9 @@ def killer(status: int | None, output: str) -> str | None:
 
 def core_tests(root: Path = ROOT) -> tuple[str, ...]:
     """Returns the names of the core's test files."""
-    excluded = {f"test_{name}.py" for name in NOT_CORE}
-    return tuple(sorted(path.name for path in (root / "tests").glob("test_*.py") if path.name not in excluded))
+    tests = root / "tests"
+    found = [path.relative_to(tests) for path in tests.rglob("test_*.py")]
+    return tuple(sorted(str(path) for path in found if not {str(path), path.parts[0]} & set(NOT_CORE)))
 
 
 def verdicts(

@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
-TESTS = ROOT / "tests" / "test_properties.py"
+TESTS = ROOT / "tests" / "faults" / "test_properties.py"
 
 
 def figures(seed: int | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from benchmarks.networks import network
 from benchmarks.report import rows, table
 from maxl_l2l import MAXL
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXACT = ("ours", "unroll", "unroll-shared", "higher", "learn2learn", "torchopt", "ours-adapted")
 SEVERAL_STEPS = ("unroll", "higher", "learn2learn", "torchopt", "ours-adapted")
 

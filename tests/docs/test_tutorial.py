@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("notebook", ROOT / "docs_build" / "notebook.py")
 building = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(building)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import epoch, faults
 from benchmarks.page import KINDS, PAGE, page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = [
     path.relative_to(ROOT) for folder in ("docs", "benchmarks/results") for path in (ROOT / folder).glob("*.json")
 ]

@@ -28,7 +28,7 @@ from examples.cifar100.run import SOURCES
 from maxl_l2l import MAXL, HumanLabels, NonFiniteError, SingleTask
 from maxl_l2l.training import clock
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["--width", "0.05", "--subset", "3", "--epochs", "2", "--set", "batch_size=100"]
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import program
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import maxl_l2l.checkpoints.atomic_files
+from faults import program
 from maxl_l2l import MAXL, LabelGenerator, NonFiniteError, check_model, fit
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def data(size=48):

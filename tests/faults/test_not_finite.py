@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from faults import program
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from faults import program
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, NonFiniteError, RandomLabels, fit
 
 METHODS = ("forward", "unrolled", "finite-difference")

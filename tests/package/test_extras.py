@@ -9,7 +9,7 @@ import pytest
 
 from maxl_l2l.extras import missing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def without(package, code):

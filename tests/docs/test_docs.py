@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 FENCE = re.compile(r"^(```+)[ \t]*(.*?)[ \t]*\n(.*?)^\1[ \t]*$", flags=re.DOTALL | re.MULTILINE)
 

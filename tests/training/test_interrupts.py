@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from maxl_l2l import fit
 from maxl_l2l.training.interrupts import Interrupted, Interrupts
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

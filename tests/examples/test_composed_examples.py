@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_examples import run_example
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

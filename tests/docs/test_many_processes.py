@@ -11,7 +11,7 @@ from benchmarks.ranks import measure, table
 
 
 def test_example_starts_with_torchrun_and_ranks_stay_in_step():
-    example = Path(__file__).parents[1] / "examples" / "distributed.py"
+    example = Path(__file__).parents[2] / "examples" / "distributed.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(example), "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -20,7 +20,7 @@ def test_example_starts_with_torchrun_and_ranks_stay_in_step():
     assert "the same in all processes: True" in done.stdout
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "many_processes.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "many_processes.md").read_text()
 
 
 def shown(name):
@@ -34,7 +34,7 @@ def test_page_shows_what_its_model_says(capsys):
 
 
 def test_page_shows_what_was_measured():
-    results = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu-ranks.json"
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu-ranks.json"
     for found in json.loads(results.read_text())["ranks"]:
         assert table(found["rows"]) in shown("ranks")
     assert f"medians of {json.loads(results.read_text())['settings']['repeats']} repeats" in " ".join(PAGE.split())

@@ -5,9 +5,9 @@ import re
 from collections import Counter
 
 import pytest
-from faults.calls import CALLS, missing_parts, outcome
 
 import maxl_l2l
+from faults.calls import CALLS, missing_parts, outcome
 from maxl_l2l import MAXL, fit, report
 
 OUT_OF_STYLE = {

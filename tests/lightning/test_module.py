@@ -40,7 +40,7 @@ from maxl_l2l.hypergradient.micro_batches import joined, split
 from maxl_l2l.lightning import LightningMAXL
 from maxl_l2l.training.loggers import scalars
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PSI = [2, 3, 2]
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_examples import run_example
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = ["Single task", "Given digits", "Entropy term alone", "Invented labels"]
 
 

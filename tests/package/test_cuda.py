@@ -1,4 +1,7 @@
-"""On a GPU: the same answers as on the CPU, random state left alone, flat memory. Run: pytest tests/test_cuda.py"""
+"""On a GPU: the same answers as on the CPU, random state left alone, flat memory.
+
+Run: pytest tests/package/test_cuda.py
+"""
 
 import copy
 

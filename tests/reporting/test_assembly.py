@@ -36,7 +36,7 @@ from maxl_l2l.reporting.samples import Samples
 from maxl_l2l.reporting.style import look, look_of, png
 
 NAMES = ["learning-curves", "labels", "use", "gallery", "embedding", "human-classes"]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Page(HTMLParser):

@@ -18,7 +18,7 @@ from torch import nn
 
 import maxl_l2l
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "maxl_l2l"
 ROOMS = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
