@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import maxl_l2l
-from docs_build import api, outside
+from docs_build import api, outside, packages
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -227,6 +227,25 @@ def test_layers_of_the_contract_are_read_as_toml_reads_them():
 def test_a_contract_that_is_missing_or_there_twice_is_named(text):
     with pytest.raises(ValueError, match="one contract with layers, found"):
         api.layers(text)
+
+
+def test_contributing_has_the_picture_of_the_contract():
+    page = packages.PAGE.read_text(encoding="utf-8")
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert packages.with_picture(page, contract) == page, "run python -m docs_build.packages"
+    assert page.count(packages.BEGIN) == page.count(packages.END) == 1
+
+
+def test_the_picture_shows_each_layer_and_what_its_packages_are():
+    drawn = packages.picture('layers = [\n    "labels | distributed",\n    "errors",\n]\n').split("\n")
+    assert (drawn[0], drawn[-2:]) == ("```text", ["```", ""])
+    names = [line.split()[0] for line in drawn[1:-2] if line[:1].strip()]
+    assert names == ["labels", "distributed", "errors"]
+    assert drawn.index(packages.ARROW) > next(row for row, line in enumerate(drawn) if line.startswith("distributed"))
+    assert drawn.count(packages.ARROW) == 1
+    assert max(map(len, drawn)) <= packages.WIDTH
+    losses = "The paper's labels and losses, tensors in and tensors out."
+    assert losses in " ".join(" ".join(drawn).split())
 
 
 @pytest.mark.parametrize(
