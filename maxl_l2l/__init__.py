@@ -9,7 +9,10 @@
 >>> result = maxl.step(torch.randn(4, 8), torch.tensor([0, 1, 1, 0]), optimizer, generator_optimizer)
 """
 
+import sys
+
 from .errors import NonFiniteError
+from .former_names import FORMER_NAMES
 from .hypergradient import StepResult
 from .labels import Hierarchy, entropy_loss, focal_loss, masked_softmax
 from .learners import MAXL, AuxiliaryLabelGenerator
@@ -22,6 +25,7 @@ from .training import History, evaluate, fit
 from .version import VERSION
 
 __version__ = VERSION
+sys.modules.update({f"{__name__}.{name}": module for name, module in FORMER_NAMES.items()})
 
 __all__ = [
     "MAXL",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from maxl_l2l import MAXL, __version__, fit
+from maxl_l2l import MAXL, GeneratedLabels, RandomLabels, SingleTask, __version__, fit
 
 from . import program
 
@@ -34,6 +34,21 @@ def outputs(maxl: MAXL) -> dict[str, torch.Tensor]:
         return {"primary": maxl(x), "labels": maxl.generator(x, torch.tensor([0, 1, 1, 0, 1]))}
 
 
+def whole() -> dict[str, Any]:
+    """Objects as pickle saves them, which names their classes and the modules that have them."""
+    maxl = program.learner()
+    history = train(maxl, 1)
+    maxl.hypergradient(*batch(), method="finite-difference")
+    maxl.zero_grad()
+    return {"maxl": maxl, "history": history, "sources": [SingleTask(), RandomLabels(1), GeneratedLabels()]}
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of eight samples."""
+    x = program.Noisy().x[: program.BATCH]
+    return x, (x[:, 0] > 0).long()
+
+
 def write(folder: Path) -> None:
     """Writes the state of a trained learner, what it says, and checkpoints after an epoch and inside one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +56,7 @@ def write(folder: Path) -> None:
     train(maxl, 1, folder / FINISHED)
     torch.save({"state": maxl.state_dict(), "outputs": outputs(maxl)}, folder / "learner.pt")
     train(program.learner(), 2, folder / INSIDE, time_limit=1e-9)
+    torch.save(whole(), folder / "whole.pt")
     for left in (*folder.glob(".*.lock"), *folder.glob("*.previous")):
         left.unlink()
 

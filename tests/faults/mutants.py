@@ -713,7 +713,9 @@ MUTANTS = [
         ),
         (
             "the gradient cosine moves the random state",
-            "        with torch.random.fork_rng(cuda_devices(self.network)), in_step(self.network, self.generator, self.ranks):\n            return gradient_cosine(",
+            "        with torch.random.fork_rng(cuda_devices(self.network)), "
+            "in_step(self.network, self.generator, self.ranks):\n"
+            "            return gradient_cosine(",
             "        with in_step(self.network, self.generator, self.ranks):\n            return gradient_cosine(",
             "metrics/test_label_statistics.py::TestGradientCosine",
         ),

@@ -1,5 +1,6 @@
 """Files of older versions of this package, and what it says of its own version."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -39,3 +40,35 @@ def test_checkpoint_of_a_version_is_gone_on_from(version, name, epochs, tmp_path
     # As a run without an end between, but for rounding in other versions of torch.
     whole = fixtures.train(program.learner(), 2)
     torch.testing.assert_close(history["primary_loss"], whole["primary_loss"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_whole_objects_of_a_version_load_and_go_on(version):
+    found = torch.load(fixtures.FOLDER / version / "whole.pt", weights_only=False)
+    maxl, expected = found["maxl"], fixtures.whole()
+    assert type(maxl) is maxl_l2l.MAXL
+    assert [type(one).__name__ for one in found["sources"]] == ["SingleTask", "RandomLabels", "GeneratedLabels"]
+    torch.testing.assert_close(found["history"]["primary_loss"], expected["history"]["primary_loss"])
+    results = []
+    for learner in (maxl, expected["maxl"]):
+        torch.manual_seed(1)
+        optimizer, generator_optimizer, _ = program.parts(learner).values()
+        results.append(learner.step(*fixtures.batch(), optimizer, generator_optimizer))
+    for name in ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer"):
+        torch.testing.assert_close(getattr(results[0], name), getattr(results[1], name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("inner_step", "InnerStep"),
+        ("kmeans", "KMeansLabels"),
+        ("label_meter", "LabelMeter"),
+        ("lightning", "LightningMAXL"),
+        ("rules", "RULES"),
+        ("sources", "FixedLabels"),
+        ("watch", "warn_of_collapse"),
+    ],
+)
+def test_imports_that_pages_have_shown_still_work(module, name):
+    assert hasattr(importlib.import_module(f"maxl_l2l.{module}"), name)

@@ -1,0 +1,22 @@
+"""The names that modules had in version 0.1.0: whole learners that it saved, and its documentation, use them."""
+
+from __future__ import annotations
+
+from . import hypergradient, inner_step, labels, learners, metrics, training
+from .distributed import ranks
+
+FORMER_NAMES = {
+    "algorithm": learners.auxiliary_learning,
+    "derivatives": hypergradient.results,
+    "finite_difference": hypergradient.finite_difference,
+    "hierarchy": labels.hierarchy,
+    "history": training.history,
+    "inner_pass": hypergradient.bilevel,
+    "label_meter": metrics.label_statistics,
+    "losses": labels.losses,
+    "maxl": learners.maxl,
+    "ranks": ranks,
+    "rules": inner_step.rules,
+    "watch": metrics.collapse,
+}
+"""Each module by its name in version 0.1.0. `maxl_l2l` enters them where Python looks for imported modules."""
