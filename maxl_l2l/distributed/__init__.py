@@ -4,20 +4,7 @@ They agree on what they do, sum gradients and statistics, and keep parameters an
 alone is the case of one rank, in which nothing is exchanged.
 """
 
-from .process_group import checked_process_group
-from .ranks import Ranks
+from .ranks import Ranks, checked_process_group
 from .reduction import Grads, Reduction, added
 from .replicas import joined_buffers, send_from_first
 from .sync_norm import meets_in_passes, synchronised
-
-__all__ = [
-    "Grads",
-    "Ranks",
-    "Reduction",
-    "added",
-    "checked_process_group",
-    "joined_buffers",
-    "meets_in_passes",
-    "send_from_first",
-    "synchronised",
-]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .buckets import buckets
 from .ranks import Ranks
+from .reduction import buckets
 
 
 def send_from_first(ranks: Ranks, module: nn.Module) -> None:

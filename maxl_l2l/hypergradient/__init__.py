@@ -13,28 +13,3 @@ from .fallbacks import differentiate
 from .methods import METHODS
 from .micro_batches import joined, num_samples, split
 from .results import ADVICE, Derivatives, Origin, StepResult
-
-__all__ = [
-    "ADVICE",
-    "Batch",
-    "Bilevel",
-    "CompiledPass",
-    "Derivatives",
-    "Experience",
-    "METHODS",
-    "NetworkPass",
-    "Objective",
-    "Options",
-    "Origin",
-    "Pass",
-    "StepResult",
-    "backward",
-    "compile_options",
-    "differentiate",
-    "joined",
-    "num_samples",
-    "passes_of",
-    "plain_pass",
-    "split",
-    "summary",
-]

@@ -5,12 +5,5 @@ optimizers of torch.optim are in :mod:`~maxl_l2l.inner_step.rules`; one that has
 step on a copy.
 """
 
-from .clipping import clip_by_norm
-from .look_ahead import InnerStep
+from .look_ahead import InnerStep, clip_by_norm
 from .rules import RULES
-
-__all__ = [
-    "InnerStep",
-    "RULES",
-    "clip_by_norm",
-]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from .clipping import clip_by_norm
 from .optimizer_copy import is_differentiable, shadow_step
 from .rules import RULES, UpdateRule, sgd, sgd_slope
 
@@ -180,3 +179,18 @@ def _is_vector(value: Any, parameter: Tensor) -> bool:
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def clip_by_norm(grads: Sequence[Tensor | None], max_norm: float | None) -> list[Tensor | None]:
+    """Scales gradients so that their common norm is at most max_norm, as ``clip_grad_norm_`` does; differentiable.
+
+    Args:
+        grads: Gradients of all parameters of one network; None for a parameter without one.
+        max_norm: The largest norm; None for any.
+    """
+    norms = [torch.linalg.vector_norm(grad) for grad in grads if grad is not None]
+    if max_norm is None or not norms:
+        return list(grads)
+    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)  # 1e-6 as in clip_grad_norm_
+    return [None if grad is None else grad * scale.to(grad) for grad in grads]

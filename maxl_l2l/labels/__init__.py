@@ -17,17 +17,3 @@ from .losses import (
     negative_entropy,
     softmax_in_block,
 )
-
-__all__ = [
-    "Hierarchy",
-    "PROBABILITIES",
-    "SECOND_SOFTMAX",
-    "are_probabilities",
-    "entropy_loss",
-    "focal_loss",
-    "focal_loss_per_sample",
-    "masked_softmax",
-    "mean_label",
-    "negative_entropy",
-    "softmax_in_block",
-]

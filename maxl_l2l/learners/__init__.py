@@ -6,8 +6,3 @@ A learner joins the model, the generator and the losses of both levels. It has t
 
 from .auxiliary_learning import AuxiliaryLabelGenerator
 from .maxl import MAXL
-
-__all__ = [
-    "AuxiliaryLabelGenerator",
-    "MAXL",
-]

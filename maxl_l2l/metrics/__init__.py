@@ -9,16 +9,3 @@ from .collapse import Collapse, collapse_of, warn_of_collapse
 from .label_statistics import LabelMeter
 from .options import Metrics, hierarchy_of
 from .running_means import Means, Measured, accuracy
-
-__all__ = [
-    "Collapse",
-    "LabelMeter",
-    "Means",
-    "Measured",
-    "Metrics",
-    "accuracy",
-    "agreement",
-    "collapse_of",
-    "hierarchy_of",
-    "warn_of_collapse",
-]

@@ -5,8 +5,3 @@ it with central differences of a real step, and measures time and memory.
 """
 
 from .check import ModelCheck, check_model
-
-__all__ = [
-    "ModelCheck",
-    "check_model",
-]

@@ -8,13 +8,3 @@ from .calls import logits_of, two_outputs
 from .heads import resolve_head
 from .label_generator import LabelGenerator, default_generator
 from .multi_task import MultiTaskNetwork, multi_task_network
-
-__all__ = [
-    "LabelGenerator",
-    "MultiTaskNetwork",
-    "default_generator",
-    "logits_of",
-    "multi_task_network",
-    "resolve_head",
-    "two_outputs",
-]

@@ -4,7 +4,3 @@ Importing it loads no plotting library; that happens when a report is made.
 """
 
 from .assembly import report
-
-__all__ = [
-    "report",
-]

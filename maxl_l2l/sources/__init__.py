@@ -3,19 +3,6 @@
 All have one interface, so that comparisons are fair: the same training loop, network and optimizers serve every source.
 """
 
-from .fixed import FixedLabels, HumanLabels, RandomLabels
+from .fixed import WHOLE, FixedLabels, HumanLabels, RandomLabels, items
 from .generated import EntropyLabels, GeneratedLabels
 from .label_source import LabelSource, SingleTask
-from .labelled_dataset import WHOLE, items
-
-__all__ = [
-    "EntropyLabels",
-    "FixedLabels",
-    "GeneratedLabels",
-    "HumanLabels",
-    "LabelSource",
-    "RandomLabels",
-    "SingleTask",
-    "WHOLE",
-    "items",
-]

@@ -7,12 +7,3 @@ undone.
 from .cosine import gradient_cosine
 from .iteration import add_hypergradient, fused_step, generator_step, network_step
 from .updates import Updates
-
-__all__ = [
-    "Updates",
-    "add_hypergradient",
-    "fused_step",
-    "generator_step",
-    "gradient_cosine",
-    "network_step",
-]

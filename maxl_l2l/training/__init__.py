@@ -10,17 +10,3 @@ from .fitting import fit
 from .history import History
 from .loggers import scalars
 from .progress import SHOWN
-
-__all__ = [
-    "History",
-    "SHOWN",
-    "check_loader",
-    "device_of",
-    "evaluate",
-    "evaluation_mode",
-    "fit",
-    "given_labels",
-    "length",
-    "moved",
-    "scalars",
-]

@@ -16,12 +16,11 @@ from pool import Pool
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-import maxl_l2l.distributed.buckets
+import maxl_l2l.distributed.reduction
 import maxl_l2l.training.clock
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError, RandomLabels, evaluate, fit
-from maxl_l2l.distributed.buckets import buckets
 from maxl_l2l.distributed.ranks import Ranks
-from maxl_l2l.distributed.reduction import Reduction
+from maxl_l2l.distributed.reduction import Reduction, buckets
 
 PSI = [2, 3, 1]
 # Of 10 samples one rank has 3; of 7 in the meta batch it has 5; of 12 one has 11.
@@ -121,7 +120,7 @@ OPTIMIZERS = {
 
 def learner(kind, rank):
     """The same learner in each process, and the two optimizers; small buckets, so that there are several."""
-    maxl_l2l.distributed.buckets.BUCKET_BYTES = 400
+    maxl_l2l.distributed.reduction.BUCKET_BYTES = 400
     torch.manual_seed(0 if rank is None else rank)  # rank 0's parameters are those that count
     maxl = LEARNERS[kind]().double()
     if rank is not None:
@@ -252,7 +251,7 @@ def test_ranks_fall_back_on_another_method_together(pool):
 
 
 def started_during_backward(rank):
-    maxl_l2l.distributed.buckets.BUCKET_BYTES = 64
+    maxl_l2l.distributed.reduction.BUCKET_BYTES = 64
     maxl = mlp()
     maxl.distribute()
     log = []
@@ -793,7 +792,7 @@ def test_layers_have_their_own_forward_afterwards(pool):
 
 def branches(rank):
     """SyncBatchNorm, several buckets, and a parameter that one rank's samples alone use."""
-    maxl_l2l.distributed.buckets.BUCKET_BYTES = 64
+    maxl_l2l.distributed.reduction.BUCKET_BYTES = 64
 
     class Branching(nn.Module):
         def __init__(self):
@@ -1014,7 +1013,7 @@ def wrapped(rank, wrapper):
 
 
 def test_buckets_hold_every_tensor_once_from_the_last_to_the_first(monkeypatch):
-    monkeypatch.setattr(maxl_l2l.distributed.buckets, "BUCKET_BYTES", 100)
+    monkeypatch.setattr(maxl_l2l.distributed.reduction, "BUCKET_BYTES", 100)
     sizes = [22, 2, 3, 40, 10, 10, 1]
     tensors = [torch.zeros(size, dtype=torch.float16 if size == 3 else torch.float32) for size in sizes]
     found = buckets(tensors)

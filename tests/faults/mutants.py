@@ -143,7 +143,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "passes/precision.py",
+        "passes/numerics.py",
         "labels/test_losses.py",
         (
             "logarithms are taken in half precision",
@@ -361,7 +361,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "inner_step/clipping.py",
+        "inner_step/look_ahead.py",
         "inner_step/test_look_ahead.py",
         ("clipping stretches short gradients", ".clamp(max=1.0)", ""),
     ),
@@ -404,7 +404,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "passes/magnitudes.py",
+        "passes/numerics.py",
         "hypergradient/test_methods.py",
         (
             "infinity is finite",
@@ -945,7 +945,7 @@ MUTANTS = [
         ("a step is not looked at", "            undo.check_finite(steps, moved)\n", ""),
     ),
     *_mutants(
-        "steps/undo.py",
+        "steps/updates.py",
         "faults/test_not_finite.py",
         ("undoing forgets the states of optimizers", "for tensor in (*held, *state) if", "for tensor in held if"),
         ("undoing forgets gradients", "            parameter.grad = grad\n", "            pass\n"),

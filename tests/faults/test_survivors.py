@@ -16,7 +16,7 @@ from maxl_l2l.inner_step.look_ahead import InnerStep
 from maxl_l2l.metrics.label_statistics import LabelMeter
 from maxl_l2l.metrics.running_means import Usage
 from maxl_l2l.passes.buffers import buffer_copies
-from maxl_l2l.passes.magnitudes import non_finite
+from maxl_l2l.passes.numerics import non_finite
 from maxl_l2l.passes.random_numbers import RandomState
 
 PSI = [3, 4]

@@ -1,11 +1,11 @@
-"""Magnitudes: norms over many tensors, and which of several numbers are NaN or infinite."""
+"""Numerics: norms over many tensors, what is NaN or infinite, and what must not be in half precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def non_finite(terms: Mapping[str, Tensor | None]) -> dict[str, float]:
@@ -28,3 +28,14 @@ def norm(tensors: Iterable[Tensor]) -> Tensor:
         torch.stack([one.float() for one in torch._foreach_norm(list(tensors), 2)])
     )
     return total
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Returns half-precision values as float32, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def in_float16(module: nn.Module) -> bool:
+    """Whether a module's operations would be cast to float16 here."""
+    device = next(module.parameters()).device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
