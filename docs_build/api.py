@@ -104,15 +104,22 @@ def package_page(package: griffe.Module) -> str:
 
 
 def names_table(package: griffe.Module) -> Iterator[str]:
-    """A row for each name in a package's ``__all__``: what it is, and the module that defines it."""
+    """A row for each name that a package exports: what it is, and the module that defines it."""
     yield from ("| Name | Is | Module |", "|---|---|---|")
-    for name in package.exports or []:
-        found = package[str(name)]
-        found = found.final_target if found.is_alias else found
+    for found in exported(package):
+        name = found.name
         shown = f"[`{name}`][{found.path}]" if found.has_docstring else f"`{name}`"
         module = found.module
         label = module.path.removeprefix(f"{NAME}.")
         yield f"| {shown} | {first(found)} | [{label}][{module.path}] |"
+
+
+def exported(package: griffe.Module) -> list[griffe.Object]:
+    """What a package lists in ``__all__``, or else what it imports from its own modules."""
+    own = [name for name, path in package.imports.items() if path.startswith(f"{package.path}.")]
+    names = own if package.exports is None else map(str, package.exports)
+    found = [package[name] for name in names]
+    return [one.final_target if one.is_alias else one for one in found]
 
 
 def modules_table(modules: Iterable[griffe.Module]) -> Iterator[str]:
