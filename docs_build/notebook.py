@@ -23,7 +23,7 @@ def notebook() -> Any:
     """The page as a notebook that has not run: a cell for each block of Python; figures are its cells' output."""
     page = PAGE.read_text(encoding="utf-8")
     text = re.sub(r"^!\[.*\]\(.*\)\n\n?", "", page, flags=re.MULTILINE)
-    text = re.sub(r" The\nsame as a notebook, with its output: \[.*\]\(.*\)\.", "", text)
+    text = re.sub(r"\sThe\ssame\sas\sa\snotebook,\swith\sits\soutput:\s\[.*\]\(.*\)\.", "", text)
     found = jupytext.reads(text, fmt="md")
     for number, cell in enumerate(found.cells):
         cell.id = f"cell-{number}"
