@@ -1,7 +1,5 @@
 """Checks of arguments that several methods share: each raises before anything is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any

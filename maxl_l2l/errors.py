@@ -1,7 +1,5 @@
 """The package's exceptions of its own, in a leaf that every room may import."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Extras: optional packages, and how to install the one that is missing."""
 
-from __future__ import annotations
-
 import sys
 
 # learn2learn's last release ships C files that Python >= 3.11 cannot compile: it is built anew.

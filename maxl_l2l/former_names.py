@@ -1,7 +1,5 @@
 """The names that modules had in version 0.1.0: whole learners that it saved, and its documentation, use them."""
 
-from __future__ import annotations
-
 from . import hypergradient, inner_step, labels, learners, metrics, training
 from .distributed import ranks
 

@@ -1,7 +1,5 @@
 """K-means labels: the classes that clustering finds in the data, by scikit-learn."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 A process alone is the case of size 1, in which nothing is exchanged and values pass as they are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +38,7 @@ class Ranks:
         requested: The highest that any of them asked when they met last.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
+    def __init__(self, group: "dist.ProcessGroup | None" = None, device: torch.device | None = None) -> None:
         self.group, self.device = group, device
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
@@ -49,7 +47,7 @@ class Ranks:
         self._depth = 0
         self._counts: list[list[int]] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
         return self  # a handle
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -262,7 +260,7 @@ def _disagreement(states: Sequence[int], words: Sequence[str]) -> str:
     return f"ranks must make the same calls with the same options, found: {found}. Run the same program on each."
 
 
-def checked_process_group(group: dist.ProcessGroup | None, device: torch.device) -> dist.ProcessGroup:
+def checked_process_group(group: "dist.ProcessGroup | None", device: torch.device) -> "dist.ProcessGroup":
     """Returns a group, the default one if None, that can do what is needed with tensors on a device.
 
     Raises:

@@ -1,7 +1,5 @@
 """Reduction: the gradients of several backward passes, summed over them and over the ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Replicas: parameters and buffers that are kept the same on all ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 torch's own ``nn.SyncBatchNorm`` has neither a forward-mode rule nor a second derivative, and does not run on CPUs.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from functools import partial

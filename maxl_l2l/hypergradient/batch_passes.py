@@ -1,7 +1,5 @@
 """The passes of both networks on one micro-batch, and what is needed of them afterwards; no buffer is moved."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

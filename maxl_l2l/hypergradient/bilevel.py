@@ -1,7 +1,5 @@
 """The bilevel problem: two networks, the losses of both levels, and what earlier steps found out about them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """Compilation: virtual passes of a network through torch.compile."""
 
-from __future__ import annotations
-
 import contextlib
 import types
 from collections.abc import Callable, Mapping

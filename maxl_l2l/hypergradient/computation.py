@@ -1,7 +1,5 @@
 """One computation of the derivatives: the passes at theta_1, and what all methods do with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Fall-backs: which method takes over where an operator of the network has no derivative for another."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 

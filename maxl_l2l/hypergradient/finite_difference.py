@@ -1,7 +1,5 @@
 """Finite differences: the derivative of a network's outputs along a direction, by passes a small distance apart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Forward mode: the derivative of a network's outputs along a direction in parameter space."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import warnings

@@ -12,8 +12,6 @@ network. With v the gradient of the primary meta loss at theta_1+, the chain rul
 so one forward-mode pass along v' and a second derivative of the loss function alone replace the double backward pass.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Micro-batches: parts of a batch that go through the networks one after the other, to save memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Results: what a computation of both networks' gradients hands over to the steps, and whether it is finite."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple

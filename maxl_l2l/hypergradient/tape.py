@@ -1,7 +1,5 @@
 """The tape: what a pass keeps of its work for a forward-mode pass at the same parameters."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

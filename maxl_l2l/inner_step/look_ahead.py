@@ -4,8 +4,6 @@ Parameters that share a group and a step count are joined into flat vectors, so 
 the operations of one. State is read, never advanced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +47,7 @@ class InnerStep:
         self.max_grad_norm = max_grad_norm
 
     @classmethod
-    def sgd(cls, parameters: Iterable[Tensor], lr: float, max_grad_norm: float | None = None) -> InnerStep:
+    def sgd(cls, parameters: Iterable[Tensor], lr: float, max_grad_norm: float | None = None) -> "InnerStep":
         """Returns plain gradient descent with a learning rate."""
         return cls(SGD(list(parameters), lr=lr), max_grad_norm)
 
@@ -107,7 +105,7 @@ class InnerStep:
                 stepped[index] = value
         return stepped
 
-    def _buckets(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[_Bucket]:
+    def _buckets(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> "list[_Bucket]":
         group_of = {id(p): number for number, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         members: dict[tuple[Any, ...], list[int]] = {}
         states = [self.optimizer.state.get(parameter, {}) for parameter in parameters]

@@ -1,7 +1,5 @@
 """The step of an optimizer without a rule: PyTorch's own differentiable step, taken by a copy of the optimizer."""
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Sequence

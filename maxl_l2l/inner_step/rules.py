@@ -4,8 +4,6 @@ A rule is ``rule(theta, grad, state, group) -> theta_plus``. State holds the opt
 keeps tensors; it is empty before the first step. Roots of averaged squares have derivative 0 where the average is 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

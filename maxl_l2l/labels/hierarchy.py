@@ -1,7 +1,5 @@
 """The hierarchy psi: how many auxiliary classes belong to each primary class, and which."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -45,7 +43,7 @@ class Hierarchy:
         self.num_auxiliary = sum(self.psi)
 
     @classmethod
-    def of(cls, psi: Hierarchy | Iterable[int]) -> Hierarchy:
+    def of(cls, psi: "Hierarchy | Iterable[int]") -> "Hierarchy":
         """Returns psi itself if it is a hierarchy, otherwise the hierarchy of these sizes."""
         return psi if isinstance(psi, Hierarchy) else cls(psi)
 

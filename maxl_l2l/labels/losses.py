@@ -4,8 +4,6 @@ All take the class dimension as dimension 1 with any trailing dimensions, like `
 so dense (per-pixel) labels work. Probabilities and logarithms are taken in float32 or better, whatever autocast says.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Auxiliary learning in general: any model, any generator of targets, any losses."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -387,7 +385,7 @@ class AuxiliaryLabelGenerator(Learner):
             CompiledPass(self.generator, "__call__", contextlib.nullcontext, options),
         )
 
-    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
+    def distribute(self, process_group: "dist.ProcessGroup | None" = None) -> None:
         """Has the processes of a group, its ranks, train together: each passes its part of every batch to :meth:`step`.
 
         From now on all ranks call :meth:`step`, :meth:`network_step`, :meth:`generator_step` and :meth:`hypergradient`

@@ -1,7 +1,5 @@
 """Collective calls: what all ranks do together, and what must be the same on all of them before they begin."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -51,7 +49,7 @@ def in_step(network: nn.Module, generator: nn.Module, ranks: Ranks) -> Iterator[
         yield
 
 
-def joined_ranks(learner: nn.Module, settings: dict[str, Any], process_group: dist.ProcessGroup | None) -> Ranks:
+def joined_ranks(learner: nn.Module, settings: dict[str, Any], process_group: "dist.ProcessGroup | None") -> Ranks:
     """Has the processes of a group begin with the same learner: rank 0's parameters and buffers.
 
     Args:

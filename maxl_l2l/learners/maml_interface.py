@@ -1,7 +1,5 @@
 """The interface of learn2learn's MAML around a model and its two networks."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar

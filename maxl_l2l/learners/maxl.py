@@ -1,7 +1,5 @@
 """MAXL itself: the paper's instance of the algorithm, for classifiers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """The arguments of a step, checked before anything is computed, in the form in which the steps take them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any

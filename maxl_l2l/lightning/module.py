@@ -1,7 +1,5 @@
 """Lightning: a learner as a LightningModule, which Lightning's Trainer trains, evaluates, logs and saves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any

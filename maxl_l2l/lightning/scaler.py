@@ -1,7 +1,5 @@
 """The Trainer's gradient scaler, as a learner's steps take one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.amp import GradScaler

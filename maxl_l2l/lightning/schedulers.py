@@ -1,7 +1,5 @@
 """Learning-rate schedulers that Lightning has configured, stepped where a step of two networks is optimized by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import lightning as L

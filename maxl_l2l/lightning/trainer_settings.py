@@ -1,7 +1,5 @@
 """The settings of a Trainer that do not reach a learner, and what to write in their place."""
 
-from __future__ import annotations
-
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 

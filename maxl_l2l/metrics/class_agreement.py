@@ -1,7 +1,5 @@
 """Agreement: how far invented classes are the ones that somebody gave, from how often each pair of them occurs."""
 
-from __future__ import annotations
-
 import importlib
 from importlib.util import find_spec
 

@@ -1,7 +1,5 @@
 """Collapse: whether invented labels say anything, and what to change if not."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

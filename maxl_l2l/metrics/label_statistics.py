@@ -1,7 +1,5 @@
 """Label statistics: what an epoch's auxiliary labels are like, gathered batch by batch on their device."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

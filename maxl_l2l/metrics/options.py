@@ -1,7 +1,5 @@
 """Metrics: what is measured while training beyond losses and accuracy, on request."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +35,7 @@ class Metrics:
             check_count(self.patience, "patience", "It counts epochs; use None for no warnings.")
 
     @classmethod
-    def of(cls, metrics: bool | Metrics) -> Metrics | None:
+    def of(cls, metrics: "bool | Metrics") -> "Metrics | None":
         """Returns what is asked for by an argument ``metrics``: the defaults for True, None for False.
 
         Raises:

@@ -1,7 +1,5 @@
 """Running means of an epoch: losses, accuracy, and the auxiliary classes in use."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Central differences of a real step, which the hypergradient is compared with along a random direction."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterable

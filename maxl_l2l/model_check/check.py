@@ -1,7 +1,5 @@
 """The model check: whether a model is differentiated rightly, and what that costs, before it is trained."""
 
-from __future__ import annotations
-
 import contextlib
 import statistics
 import textwrap

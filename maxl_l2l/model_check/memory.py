@@ -1,7 +1,5 @@
 """Memory: how much is kept for backward passes while something runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Probes: what in a model would keep it from being differentiated rightly, each found by a pass or two of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """A snapshot: all that a module holds and all that a pass may move, taken at one moment and put back."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 

@@ -1,7 +1,5 @@
 """Calls: how a model takes a batch, and which of what it returns are its logits."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Fresh copies: a model's architecture once more, newly initialised and with another number of outputs."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import inspect

@@ -1,7 +1,5 @@
 """Heads: which layer of a model gives its logits, and another of its kind with more outputs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The label generator: the second network, which gives each sample's auxiliary label."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

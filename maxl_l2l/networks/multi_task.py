@@ -1,7 +1,5 @@
 """The multi-task network: the user's model with an auxiliary head on its features."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Copies of buffers and of other tensors by name, made and written back with few kernels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 

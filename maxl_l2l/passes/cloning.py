@@ -1,7 +1,5 @@
 """Clones of modules whose parameters stay connected to the originals, for inner loops that autograd unrolls."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Nested data: the tensors in what a model takes, in lists, tuples and mappings."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Numerics: norms over many tensors, what is NaN or infinite, and what must not be in half precision."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Random numbers: the states of generators, of torch alone or of all that the data and the steps of a run draw from."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence

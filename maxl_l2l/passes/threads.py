@@ -1,7 +1,5 @@
 """Threads: what threads of one process must not do at the same time."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

@@ -1,7 +1,5 @@
 """Virtual passes: calling a network at other parameters without moving its buffers."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping

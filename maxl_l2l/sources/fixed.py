@@ -1,7 +1,5 @@
 """Fixed labels: one auxiliary class for each sample, chosen before training, and the dataset that has them."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable
 from numbers import Integral

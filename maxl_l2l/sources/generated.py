@@ -1,7 +1,5 @@
 """Generated labels: those of a label generator, trained by the hypergradient or without it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 One interface for all, so that comparisons are fair: the same training loop, network and optimizers serve every source.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any

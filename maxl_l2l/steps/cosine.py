@@ -1,7 +1,5 @@
 """The gradient cosine: whether the auxiliary task pulls the shared parameters the way of the primary one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """One iteration: what the derivatives are used for. All is computed before anything is changed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Origins: where a loss or gradient that is not finite comes from, if parameters or data were not finite before."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..checks import some

@@ -1,7 +1,5 @@
 """Updates: how gradients become steps of optimizers, clipped and through a gradient scaler if there is one."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,11 @@ from ..errors import NonFiniteError
 from ..hypergradient import ADVICE
 from ..inner_step import clip_by_norm
 from ..passes import clones, copy_all, non_finite, norm, write_buffers
+
+Grads = Mapping[Tensor, Tensor]
+Steps = Mapping[str, tuple[Optimizer, Grads]]
+"""Of each network, by ``"network"`` or ``"generator"``: its optimizer and its gradients."""
+MovedBuffers = Sequence[tuple[nn.Module, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,6 @@ class Updates:
             self.scaler.update()
         # Inside a region of autocast the casted weights are kept until it ends; they are stale now.
         torch.clear_autocast_cache()
-
-
-Grads = Mapping[Tensor, Tensor]
-Steps = Mapping[str, tuple[Optimizer, Grads]]
-"""Of each network, by ``"network"`` or ``"generator"``: its optimizer and its gradients."""
-MovedBuffers = Sequence[tuple[nn.Module, Mapping[str, Tensor]]]
 
 
 class Undo:

@@ -1,7 +1,5 @@
 """The arguments of :func:`fit`, checked before a run starts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from numbers import Integral
 from os import PathLike

@@ -1,7 +1,5 @@
 """Batches: what comes out of a data loader, checked and on the right device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

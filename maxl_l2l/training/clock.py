@@ -1,7 +1,5 @@
 """The clock of a run: when its next checkpoint is due, and when it has to stop."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from time import monotonic

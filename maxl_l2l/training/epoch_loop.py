@@ -1,7 +1,5 @@
 """The epoch loop: what is done with each batch, and what is recorded of an epoch."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Evaluation: what a model does on data that it is not trained on."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any

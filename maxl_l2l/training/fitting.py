@@ -1,7 +1,5 @@
 """The training loop as one call."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 import warnings

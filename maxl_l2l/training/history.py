@@ -1,7 +1,5 @@
 """The history of a run: one record an epoch, saved as JSON."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +47,7 @@ class History:
         replace_file(path, lambda file: file.write(text.encode()))
 
     @classmethod
-    def load(cls, path: str | Path) -> History:
+    def load(cls, path: str | Path) -> "History":
         """Reads a history written by :meth:`save`.
 
         Raises:

@@ -1,7 +1,5 @@
 """Interrupts: signals that ask a run to end, held back until it has saved."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -11,7 +9,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
-ENTERED: list[Interrupts] = []
+ENTERED: "list[Interrupts]" = []
 """Those that hold back signals of this process."""
 
 
@@ -33,7 +31,7 @@ class Interrupts:
         self.received = 0
         self._former: dict[int, Any] = {}
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> "Interrupts":
         ENTERED.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in HELD:

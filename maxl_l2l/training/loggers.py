@@ -1,7 +1,5 @@
 """Loggers: where what is measured goes while training: TensorBoard, or any logger of Lightning's."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from typing import Any

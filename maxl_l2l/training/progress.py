@@ -1,7 +1,5 @@
 """Progress: a bar that counts batches and shows what the epoch has measured so far."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -43,7 +41,7 @@ class Bar:
         self.bar = tqdm(total=total, initial=initial, unit="batch", dynamic_ncols=True) if wanted else None
         self.shown = 0.0
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *error: object) -> None:

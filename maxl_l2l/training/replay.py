@@ -4,8 +4,6 @@ A loader's iterator can't be saved. But what it yields follows from the random n
 at the batches that are not used up yet. So these are kept, and the way is gone again from there without training.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

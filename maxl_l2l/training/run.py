@@ -1,7 +1,5 @@
 """A run: what it is made of, and where it stands."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path

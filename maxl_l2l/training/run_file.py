@@ -1,7 +1,5 @@
 """The file of a run: where a run is saved to, while it goes on and when it fails, and from where it goes on."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any

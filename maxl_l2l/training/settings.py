@@ -1,7 +1,5 @@
 """Settings: what a run is made of, as plain data, and whether a checkpoint is of a run made of the same."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
