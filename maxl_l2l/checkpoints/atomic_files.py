@@ -1,0 +1,145 @@
+"""Files that are whole or not there: written beside their place and moved into it; and the right to write one."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from filelock import FileLock
+from filelock import Timeout
+from pathlib import Path
+from typing import Any
+from typing import IO
+import contextlib
+import errno
+import io
+import os
+import re
+import shutil
+import tempfile
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+PATIENCE = 15.0
+"""Seconds to wait for a file's owner to go: data loader workers outlive a killed process, and its lock, by a few."""
+
+
+def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any], keep: str | Path | None = None) -> None:
+    """Writes a file so that its name never holds half of it; what stood there before stays until the new one is safe.
+
+    It gets the permissions of any new file.
+
+    Args:
+        path: The file; its folder is made if missing.
+        write: Called with a binary file to write to.
+        keep: Where to leave what stood there before, if anything did.
+
+    Raises:
+        OSError: The file can't be written; the old one is intact. This is the system's own error, whatever a library
+            that writes has made of it.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    disk = _Disk(handle, "wb")
+    try:
+        with io.BufferedWriter(disk) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp lets nobody else read
+        if keep is not None and target.exists():
+            _keep(target, Path(keep))
+        os.replace(name, target)
+        _settle(target.parent)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):  # it is in its place already
+            os.unlink(name)
+        failure = disk.error or error
+        if isinstance(failure, OSError) and failure.errno is not None:
+            raise OSError(failure.errno, failure.strerror, str(target)) from error
+        raise
+
+
+def try_folder(folder: Path) -> None:
+    """Makes a folder if it is missing; raises OSError if no file can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextlib.contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Holds the right to write a file, which one process has at a time; a killed one loses it.
+
+    What such a process has left behind of the file, half written, is removed.
+
+    Raises:
+        BlockingIOError: Another run has it.
+        OSError: The folder can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise BlockingIOError(
+            f"`checkpoint` must be a file that no other run writes, found that one which still runs writes {path}. "
+            f"Name another file, or wait for it to end. If none runs, remove {lock.lock_file}."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        yield  # the file system has none
+        return
+    try:
+        parts = re.compile(rf"\.{re.escape(path.name)}\.(former|\w{{8}})\.part")  # and not those of longer names
+        for left in path.parent.iterdir():
+            if parts.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _keep(target: Path, kept: Path) -> None:
+    """Gives a file a second name, so that it is never without one; in a file system that can't, copies it."""
+    part = target.with_name(f".{target.name}.former.part")
+    part.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(target, part)
+        except OSError:
+            shutil.copy2(target, part)
+        os.replace(part, kept)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _settle(folder: Path) -> None:
+    """Has a folder's new names written to the disk, where the system can: a file is safe only with its name."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems can't
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """What a new file does not allow; it can't be read but by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class _Disk(io.FileIO):
+    """A file that keeps the error of a write that failed: torch.save raises a RuntimeError in its place."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
