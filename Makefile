@@ -42,10 +42,11 @@ test: lint ## Run the linters, the type checker and the tests with branch covera
 oldest: $(OLDEST_VENV)/oldest.stamp ## Run the core tests with the lowest supported versions of torch and numpy
 	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CORE)
 
-lint: $(VENV)/test.stamp ## Run ruff and mypy
+lint: $(VENV)/test.stamp ## Run ruff and mypy, and check which package imports which
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 package: $(VENV)/build.stamp ## Build wheel and sdist, install each into an empty environment and import it
 	rm -rf dist $(EMPTY)

@@ -80,6 +80,7 @@ setup(
             "mypy>=1.11",
             "types-setuptools",
             "ruff>=0.6",
+            "import-linter>=2.6",
             "build>=1",
         ],
     },

@@ -1,4 +1,4 @@
-"""The package as a whole: what is shipped, what it imports, which way, and whether its docstrings are true."""
+"""The package as a whole: what is shipped, what it imports, how it is laid out, and whether its docstrings are true."""
 
 from __future__ import annotations
 
@@ -20,95 +20,9 @@ import maxl_l2l
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "maxl_l2l"
-ROOMS = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for path in PACKAGE.rglob("*.py")
-    if path.parent == PACKAGE or path.stem != "__init__"
-)
-
-# Each module may import those above it, never one below; `__init__` is the package root. A new module needs one entry.
-ORDER = (
-    "version",
-    "errors",
-    "concurrency",
-    "interrupts",
-    "extras",
-    "checks",
-    "files",
-    "hierarchy",
-    "losses",
-    "heads",
-    "calls",
-    "copies",
-    "networks",
-    "cloning",
-    "rules",
-    "shadow_step",
-    "inner_step",
-    "passes",
-    "ranks",
-    "reduction",
-    "sync_norm",
-    "derivatives",
-    "random_numbers",
-    "plain",
-    "snapshots",
-    "meter",
-    "micro_batches",
-    "tape",
-    "forward_mode",
-    "finite_difference",
-    "compiled_pass",
-    "inner_pass",
-    "hypergradient",
-    "cosine",
-    "updates",
-    "origins",
-    "steps",
-    "learner",
-    "algorithm",
-    "maxl",
-    "differences",
-    "probes",
-    "model_check",
-    "sources",
-    "kmeans",
-    "agreement",
-    "metrics",
-    "label_meter",
-    "watch",
-    "measures",
-    "loggers",
-    "history",
-    "settings",
-    "clock",
-    "checkpoint_file",
-    "checkpoints",
-    "batches",
-    "evaluation",
-    "replay",
-    "schedules",
-    "progress",
-    "run_state",
-    "run",
-    "training",
-    "reporting.samples",
-    "reporting.comparison",
-    "reporting.evidence",
-    "reporting.summary",
-    "reporting.figures",
-    "reporting.curves",
-    "reporting.maps",
-    "reporting.gallery",
-    "reporting.embedding",
-    "reporting.run_figures",
-    "reporting.sample_figures",
-    "reporting.sections",
-    "reporting.page",
-    "reports",
-    "lightning",
-    "__init__",
-)
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+MODULES = [".".join(("maxl_l2l", *path.with_suffix("").parts)).removesuffix(".__init__") for path in FILES]
+PACKAGES = sorted(path.parent.name for path in FILES if path.name == "__init__.py" and path.parent.name)
 OPTIONAL = (
     "higher",
     "learn2learn",
@@ -121,6 +35,7 @@ OPTIONAL = (
     "transformers",
 )
 CORE = {"filelock", "numpy", "torch"}
+OTHER_TESTS = {"benchmarks", "docs", "examples", "faults", "integrations", "package"}
 TARGETS = ("demo", "docs", "bench", "faults", "test", "oldest", "lint", "package", "clean", "help")
 
 
@@ -130,33 +45,6 @@ def run(*command: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def imported_rooms(source: str, room: str = "") -> set[str]:
-    """Names of our own modules that a room's source imports, at the top or inside a function."""
-    rooms: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.level:
-            folder = room.split(".")[: -node.level]
-            modules = [node.module] if node.module else [alias.name for alias in node.names]
-            names = [".".join([*folder, module]) for module in modules]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = own_names([node.module])
-        elif isinstance(node, ast.Import):
-            names = own_names([alias.name for alias in node.names])
-        rooms.update(name if name in ROOMS else "__init__" for name in names)
-    return rooms
-
-
-def own_names(modules: list[str]) -> list[str]:
-    """Absolute names inside maxl_l2l without that prefix; the package itself becomes ``__init__``."""
-    parts = [module.split(".") for module in modules]
-    return [".".join(part[1:]) or "__init__" for part in parts if part[0] == "maxl_l2l"]
-
-
-def not_to_the_left(room: str, imported: set[str]) -> set[str]:
-    return {other for other in imported if ORDER.index(other) >= ORDER.index(room)}
 
 
 def public_globals() -> dict[str, object]:
@@ -172,7 +60,7 @@ def test_build_ships_every_module_and_the_typed_marker_and_requires_what_torch_d
     )
     built = tmp_path / "lib" / "maxl_l2l"
     shipped = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
-    assert shipped == {f"{room.replace('.', '/')}.py" for room in ROOMS} | {"py.typed", "reporting/__init__.py"}
+    assert shipped == {path.as_posix() for path in FILES} | {"py.typed"}
     core = (tmp_path / "maxl_l2l.egg-info" / "requires.txt").read_text().split("[", maxsplit=1)[0]
     assert {re.match(r"[\w-]+", line)[0] for line in core.split()} == CORE
 
@@ -190,45 +78,46 @@ def test_import_loads_no_optional_package() -> None:
     assert run(sys.executable, "-W", "error", "-c", program).strip() == "[]"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_module_imports_only_modules_before_it(room: str) -> None:
-    assert room in ORDER, f"give maxl_l2l/{room}.py its place in ORDER"
-    source = (PACKAGE / f"{room.replace('.', '/')}.py").read_text()
-    assert not_to_the_left(room, imported_rooms(source, room)) == set()
+def test_folders_and_files_stay_small_enough_to_be_read():
+    """Modules of the root and of a package, lines of a module and of a class: the limits of docs/contributing.md."""
+    assert sum(path.parent == Path(".") for path in FILES) <= 10
+    for package in PACKAGES:
+        assert sum(path.parts[0] == package for path in FILES) <= 15, package
+    for path in FILES:
+        source = (PACKAGE / path).read_text()
+        sizes = [
+            node.end_lineno - node.lineno + 1 for node in ast.walk(ast.parse(source)) if type(node) is ast.ClassDef
+        ]
+        longest = max(sizes, default=0)
+        assert longest <= 400, path
+        assert len(source.splitlines()) <= 350 or longest > 350, path
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "from .maxl import MAXL",
-        "from . import maxl",
-        "from . import MAXL",
-        "from maxl_l2l import MAXL",
-        "from maxl_l2l.maxl import MAXL",
-        "import maxl_l2l.learners.maxl",
-        "def late():\n    from .maxl import MAXL",
-        "from .losses import entropy_loss",
-    ],
-)
-def test_import_to_the_right_of_any_spelling_is_seen(source: str) -> None:
-    assert not_to_the_left("losses", imported_rooms(source)) != set()
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_from_outside_a_package_one_imports_from_the_package(path: Path) -> None:
+    found = re.findall(r"^\s*(?:from|import) (\.+\w+\.\w+|maxl_l2l\b.*)", (PACKAGE / path).read_text(), re.MULTILINE)
+    assert [one for one in found if not (path.name == "__init__.py" and one.count(".") == 1)] == []
 
 
-@pytest.mark.parametrize("source", ["from .page import page", "from ..lightning import LightningMAXL"])
-def test_import_to_the_right_from_a_folder_is_seen(source: str) -> None:
-    assert not_to_the_left("reporting.maps", imported_rooms(source, "reporting.maps")) != set()
-    assert imported_rooms("from ..losses import focal_loss", "reporting.maps") == {"losses"}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is_for_and_hands_names_on(package: str) -> None:
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
+    first, *others = tree.body
+    assert ast.get_docstring(tree)
+    assert isinstance(first, ast.Expr)
+    assert others
+    assert all(isinstance(node, ast.ImportFrom) and node.level == 1 for node in others)
 
 
-def test_folder_of_rooms_holds_nothing_itself() -> None:
-    tree = ast.parse((PACKAGE / "reporting" / "__init__.py").read_text())
-    assert [type(node) for node in tree.body] == [ast.Expr]
-
-
-def test_imports_of_others_and_to_the_left_pass() -> None:
-    source = "import torch\nfrom torch import nn\nfrom .hierarchy import Hierarchy\nfrom .errors import NonFiniteError"
-    assert imported_rooms(source) == {"hierarchy", "errors"}
-    assert not_to_the_left("losses", imported_rooms(source)) == set()
+def test_tests_lie_where_the_modules_lie() -> None:
+    found = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    wrong = [
+        str(path)
+        for path in found
+        if path.parts[0] in PACKAGES and path.parent / path.name.removeprefix("test_") not in FILES
+    ]
+    assert wrong == []
+    assert {path.parts[0] for path in found} - set(PACKAGES) == OTHER_TESTS
 
 
 @pytest.mark.parametrize("name", maxl_l2l.__all__)
@@ -238,10 +127,9 @@ def test_public_name_exists_and_has_a_docstring_of_its_own(name: str) -> None:
     assert not docstring.startswith(f"{name}("), "this is what a dataclass generates"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_docstring_examples_run(room: str) -> None:
-    module = maxl_l2l if room == "__init__" else importlib.import_module(f"maxl_l2l.{room}")
-    assert doctest.testmod(module, extraglobs=public_globals()).failed == 0
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name), extraglobs=public_globals()).failed == 0
 
 
 def test_make_alone_lists_the_targets() -> None:
