@@ -1,12 +1,5 @@
 """Files that are whole or not there: written beside their place and moved into it; and the right to write one."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from filelock import FileLock
-from filelock import Timeout
-from pathlib import Path
-from typing import Any
-from typing import IO
 import contextlib
 import errno
 import io
@@ -14,6 +7,11 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PATIENCE = 15.0

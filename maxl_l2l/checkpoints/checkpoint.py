@@ -1,5 +1,15 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped, in one file of plain tensors."""
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
 from ..checks import some
 from ..distributed import Ranks
 from ..errors import is_out_of_memory
@@ -7,22 +17,9 @@ from ..inner_step import RULES
 from ..passes import write_buffers
 from ..version import VERSION
 from .atomic_files import replace_file
-from .file_format import FORMAT
-from .file_format import former
-from .file_format import not_finite
-from .file_format import read_file
-from .plain_data import plain
-from .plain_data import unreadable
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from torch import Tensor
-from torch import nn
-from torch.optim import Optimizer
-from typing import Any
-from typing import Protocol
-import copy
-import torch
+from .file_format import FORMAT, former, not_finite, read_file
+from .plain_data import plain, unreadable
+
 
 class Stateful(Protocol):
     """Anything with a state: a module, an optimizer, a scheduler."""

@@ -4,13 +4,14 @@ A file is one of ``torch.save``: a zip archive of a pickle and of the tensors' b
 does not compare the bytes with the archive's check sums, so that is done here.
 """
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from torch import Tensor
 from typing import Any
+
 import torch
-import zipfile
+from torch import Tensor
 
 FORMAT = 4
 """Goes up by one when what a checkpoint holds changes; older formats of released versions stay readable."""

@@ -1,11 +1,13 @@
 """Plain data: what a file can hold that is read without trusting it."""
 
-from torch import Tensor
-from typing import Any
 import copy
 import io
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
+
 
 def plain(value: Any) -> Any:
     """Returns a nested value with Python's numbers in the place of NumPy's, and tensors in the place of arrays."""
