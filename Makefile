@@ -8,10 +8,9 @@ EMPTY := build/empty
 OLDEST := torch==2.4 numpy==1.23.2 torchvision==0.19 scikit-learn==1.2 tqdm==4.60
 OLDEST_VENV := .venv-oldest
 # The tests of the core. Left out is torch.compile, and what needs other packages: reports, Lightning, learn2learn, higher.
-CORE := $(addprefix tests/,checkpoints inner_step labels learners networks passes sources steps \
-	faults/test_not_finite.py hypergradient/test_forward_mode.py hypergradient/test_methods.py \
-	model_check/test_central_differences.py model_check/test_memory.py model_check/test_snapshot.py \
-	training/test_fitting.py)
+CORE := $(addprefix tests/,checkpoints inner_step labels learners networks passes sources steps/test_updates.py \
+	faults/test_not_finite.py $(patsubst %,hypergradient/test_%.py,fallbacks finite_difference forward_mode methods \
+	micro_batches) $(patsubst %,model_check/test_%.py,central_differences memory snapshot) training/test_fitting.py)
 
 BENCH ?= --growth
 

@@ -27,12 +27,6 @@ PSI = [2, 3, 1]
 CUTS = {10: 3, 7: 5, 12: 11}
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with Pool() as processes:
-        yield processes
-
-
 def part(rank, *tensors):
     """A rank's part of a batch; all of it for a process alone."""
     cut = CUTS[len(tensors[0])]

@@ -232,7 +232,7 @@ MUTANTS = [
             "the generator of a frozen model is frozen",
             "parameter.requires_grad_(parameter.is_floating_point())",
             "parameter.requires_grad_(parameter.requires_grad)",
-            "networks/test_multi_task.py::test_default_generator_of_a_frozen_model_is_trainable",
+            "networks/test_label_generator.py::test_default_generator_of_a_frozen_model_is_trainable",
         ),
     ),
     *_mutants(
@@ -252,7 +252,7 @@ MUTANTS = [
     ),
     *_mutants(
         "learners/maml_interface.py",
-        "learners/test_auxiliary_learning.py",
+        "learners/test_maml_interface.py",
         ("first_order is ignored", "create_graph=not first_order", "create_graph=True"),
         ("second derivatives are always dropped", "create_graph=not first_order", "create_graph=False"),
         ("adapt climbs", "parameters[n] - self.lr * grad", "parameters[n] + self.lr * grad"),
@@ -458,7 +458,7 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/finite_difference.py",
-        "hypergradient/test_methods.py",
+        "hypergradient/test_finite_difference.py",
         (
             "a central difference is divided by half of its distance",
             "(ahead - behind) / (2 * self.step(relative))",
@@ -494,7 +494,7 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/batch_passes.py",
-        "hypergradient/test_methods.py",
+        "hypergradient/test_methods.py hypergradient/test_micro_batches.py",
         (
             "the labels are detached in the product that is differentiated",
             "loss = self.objective.auxiliary(auxiliary, labels) * self.share",
@@ -549,7 +549,7 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/computation.py",
-        "hypergradient/test_methods.py",
+        "hypergradient/test_methods.py hypergradient/test_micro_batches.py",
         (
             "the meta batch is ignored",
             "self.meta_batches = split(meta_batch, options.micro_batches)",
@@ -595,7 +595,7 @@ MUTANTS = [
     ),
     *_mutants(
         "hypergradient/fallbacks.py",
-        "hypergradient/test_methods.py",
+        "hypergradient/test_fallbacks.py",
         (
             "a method that falls back draws other random numbers",
             "        state.restore()\n\n\ndef _falls",
@@ -717,7 +717,7 @@ MUTANTS = [
             "in_step(self.network, self.generator, self.ranks):\n"
             "            return gradient_cosine(",
             "        with in_step(self.network, self.generator, self.ranks):\n            return gradient_cosine(",
-            "metrics/test_label_statistics.py::TestGradientCosine",
+            "steps/test_cosine.py::TestGradientCosine",
         ),
     ),
     *_mutants(
@@ -811,7 +811,7 @@ MUTANTS = [
     ),
     *_mutants(
         "metrics/collapse.py",
-        "metrics/test_label_statistics.py::TestWatch",
+        "metrics/test_collapse.py::TestWatch",
         ("each class is judged by the first one's sub-classes", "        start += size\n", ""),
         ("a class of a few samples has collapsed", " and sum(counts) >= FEW", ""),
     ),

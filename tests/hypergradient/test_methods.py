@@ -9,62 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from classifiers import OPTIMIZERS, PSI, batch, cnn, hypergradient, relative, trained
 from recurrent import Recurrent
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, LabelGenerator, NonFiniteError
-
-PSI = [3, 4]
-OPTIMIZERS = {
-    "none": None,
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, amsgrad=True),
-}
-
-
-def cnn():
-    """BatchNorm and dropout, and smooth, so that central differences meet no kink."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.Tanh(),
-        nn.AvgPool2d(2),
-        nn.Dropout(0.3),
-        nn.Flatten(),
-        nn.Linear(96, 2),
-    )
-
-
-def batch(size=10, seed=0, dtype=torch.float64):
-    numbers = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, 1, 8, 8, generator=numbers, dtype=dtype)
-    return x, torch.randint(0, 2, (size,), generator=numbers)
-
-
-def trained(make_optimizer, dtype=torch.float64, **options):
-    """A learner after two steps, so that the optimizer has state to follow."""
-    torch.manual_seed(0)
-    maxl = MAXL(cnn().to(dtype), PSI, **options)
-    optimizer = None if make_optimizer is None else make_optimizer(maxl.network.parameters())
-    generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
-    for seed in range(2 if optimizer else 0):
-        maxl.step(*batch(seed=seed, dtype=dtype), optimizer, generator_optimizer)
-    maxl.generator.zero_grad()
-    return maxl, optimizer
-
-
-def hypergradient(maxl, x, y, **options):
-    maxl.generator.zero_grad()
-    torch.manual_seed(7)
-    maxl.hypergradient(x, y, **options)
-    return torch.cat([p.grad.flatten() for p in maxl.generator.parameters() if p.grad is not None])
-
-
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -376,46 +326,6 @@ def test_forward_mode_pass_starts_from_the_buffers_of_the_inner_pass():
     assert relative(forward, hypergradient(maxl, x, y, method="unrolled")) < 1e-10
 
 
-class OnceDifferentiable(torch.autograd.Function):
-    """The identity, with neither a forward-mode rule nor a second derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad
-
-
-class Opaque(nn.Module):
-    def forward(self, x):
-        return OnceDifferentiable.apply(x)
-
-
-def count_warnings(caught):
-    return [str(one.message) for one in caught if "does not work for this network" in str(one.message)]
-
-
-def test_operator_without_a_forward_mode_rule_falls_back_once_on_the_double_backward_pass():
-    class Written(nn.Module):
-        def forward(self, x):
-            return torch.mul(x, 2.0, out=torch.empty(0, dtype=x.dtype)) if not x.requires_grad else 2 * x
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), Written(), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)).double()
-    maxl = MAXL(model, PSI)
-    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
-    expected = hypergradient(maxl, x, y, method="unrolled")
-    with pytest.warns(RuntimeWarning) as caught:
-        found = [hypergradient(maxl, x, y) for _ in range(3)]
-    assert len(count_warnings(caught)) == 1
-    assert "mul_out" in count_warnings(caught)[0]
-    assert "double backward pass" in count_warnings(caught)[0]
-    assert all(torch.equal(one, expected) for one in found)
-
-
 class Scaled(nn.Module):
     """Divides by what backward holds constant: forward-mode AD of PyTorch takes no notice of no_grad."""
 
@@ -437,133 +347,6 @@ def test_what_backward_holds_constant_stands_still(layer):
     expected = hypergradient(maxl, x, y, method="unrolled")
     assert expected.norm() > 0
     assert relative(hypergradient(maxl, x, y), expected) < 1e-10
-
-
-def test_operator_without_any_second_order_rule_falls_back_once_on_finite_differences():
-    torch.manual_seed(0)
-    layers = [nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 2)]
-    x, y = torch.randn(6, 8).double(), torch.randint(0, 2, (6,))
-    exact = MAXL(nn.Sequential(*layers).double(), PSI, entropy_weight=0.0)
-    expected = hypergradient(exact, x, y)
-    opaque = nn.Sequential(layers[0], Opaque(), *layers[1:])
-    maxl = MAXL(opaque, PSI, generator=exact.generator, entropy_weight=0.0)
-    maxl.network.auxiliary_head.load_state_dict(exact.network.auxiliary_head.state_dict())
-    with pytest.warns(RuntimeWarning) as caught:
-        found = [hypergradient(maxl, x, y) for _ in range(2)]
-    messages = count_warnings(caught)
-    assert ["'forward' does not" in messages[0], "'unrolled' does not" in messages[1]] == [True, True]
-    assert len(messages) == 2
-    for one in found:
-        assert relative(one, expected) < 1e-2
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        hypergradient(maxl, x, y, method="unrolled")  # what was asked for by name is not replaced
-
-
-def test_error_of_another_kind_does_not_fall_back():
-    maxl = MAXL(nn.Sequential(nn.Linear(8, 2)), PSI)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        maxl.hypergradient(torch.randn(6, 7), torch.randint(0, 2, (6,)))
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-2)])
-def test_finite_differences_are_near_and_say_how_near(kind, dtype, tolerance):
-    maxl, optimizer = trained(OPTIMIZERS[kind], dtype, entropy_weight=0.0)
-    x, y = batch(dtype=dtype)
-    exact = hypergradient(maxl, x, y, optimizer=optimizer)
-    error = relative(hypergradient(maxl, x, y, optimizer=optimizer, method="finite-difference"), exact)
-    torch.manual_seed(7)
-    stated = maxl.hypergradient(x, y, optimizer=optimizer, method="finite-difference").error.item()
-    assert 0 < error < tolerance
-    assert error < 2 * stated
-    assert stated < 5 * tolerance
-    assert maxl.hypergradient(x, y, optimizer=optimizer).error is None
-
-
-def test_distance_of_finite_differences_can_be_given():
-    maxl, _ = trained(None, entropy_weight=0.0)
-    x, y = batch()
-    exact = hypergradient(maxl, x, y)
-    errors = [
-        relative(hypergradient(maxl, x, y, method="finite-difference", epsilon=epsilon), exact)
-        for epsilon in (1.0, 1e-2, 1e-4)
-    ]
-    # Central: of second order in the distance.
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[1] / errors[2] == pytest.approx(1e4, rel=0.2)
-
-
-def test_step_by_finite_differences_moves_the_generator_as_the_exact_one_does():
-    x, y = batch()
-    moved = {}
-    for method in ("forward", "finite-difference"):
-        maxl, optimizer = trained(OPTIMIZERS["sgd"], entropy_weight=0.0)
-        before = [p.detach().clone() for p in maxl.generator.parameters()]
-        torch.manual_seed(7)
-        result = maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=1.0), method=method)
-        moved[method] = torch.cat([(p - q).flatten() for p, q in zip(maxl.generator.parameters(), before)]).detach()
-    assert 0 < result.error < 1e-3
-    assert 0 < relative(moved["finite-difference"], moved["forward"]) < 1e-3
-
-
-def test_finite_differences_of_a_meta_loss_that_sees_no_direction_are_zero():
-    maxl, _ = trained(None, entropy_weight=0.0)
-    head = list(maxl.network.auxiliary_head.parameters())
-    for parameter in maxl.module.parameters():
-        parameter.requires_grad_(False)
-    maxl.hypergradient(*batch(), optimizer=torch.optim.SGD(head, lr=0.1), method="finite-difference")
-    assert all(p.grad is None or not p.grad.any() for p in maxl.generator.parameters())
-
-
-def layer_norm_cnn():
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.Tanh(), nn.Flatten(), nn.Linear(216, 2)).double()
-
-
-@pytest.mark.parametrize("method", ["forward", "unrolled", "finite-difference", "regularizer"])
-@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(method, max_grad_norm):
-    torch.manual_seed(0)
-    maxl = MAXL(layer_norm_cnn(), PSI)
-    x, y = batch()
-    options = {"meta_batch": batch(7, seed=3), "method": method, "max_grad_norm": max_grad_norm}
-    whole = hypergradient(maxl, x, y, **options)
-    parts = hypergradient(maxl, x, y, micro_batches=3, **options)
-    assert relative(parts, whole) < (1e-6 if method == "finite-difference" else 1e-12)
-    result = maxl.hypergradient(x, y, micro_batches=4, **options)
-    expected = maxl.hypergradient(x, y, **options)
-    torch.testing.assert_close(result[:6], expected[:6])
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_micro_batches_with_batch_norm_and_dropout_are_differentiated_exactly(weighted):
-    maxl, optimizer = trained(OPTIMIZERS["adam"], weighted=weighted)
-    x, y = batch()
-    forward, unrolled = (
-        hypergradient(maxl, x, y, optimizer=optimizer, micro_batches=3, method=method)
-        for method in ("forward", "unrolled")
-    )
-    assert relative(forward, unrolled) < 1e-10
-
-
-def test_micro_batches_move_statistics_once_each_and_make_the_same_step():
-    x, y = batch()
-    states = []
-    for micro_batches in (1, 3):
-        torch.manual_seed(0)
-        maxl = MAXL(layer_norm_cnn(), PSI)
-        optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1, momentum=0.9)
-        generator_optimizer = torch.optim.SGD(maxl.generator.parameters(), lr=0.1)
-        maxl.step(x, y, optimizer, generator_optimizer, micro_batches=micro_batches)
-        maxl.generator_step(x, y, optimizer, generator_optimizer, micro_batches=micro_batches)
-        maxl.network_step(x, y, optimizer, micro_batches=micro_batches)
-        maxl.network_step(x, y, optimizer, auxiliary=False, micro_batches=micro_batches)
-        states.append(maxl.state_dict())
-    torch.testing.assert_close(*states)
-    maxl, optimizer = trained(OPTIMIZERS["sgd"])
-    before = int(maxl.module[1].num_batches_tracked)
-    maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.1), micro_batches=3)
-    assert int(maxl.module[1].num_batches_tracked) == before + 3
-    assert int(maxl.generator.body[1].num_batches_tracked) == before + 3
 
 
 def test_clipping_is_differentiated():
@@ -812,14 +595,6 @@ def test_steps_need_no_gradients_enabled_around_them():
     assert sum(moved) > len(moved) / 2  # but for biases before BatchNorm
 
 
-def test_half_precision_input_under_autocast_is_taken_by_finite_differences():
-    maxl, _ = trained(None, torch.float32)
-    x, y = batch(dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        maxl.hypergradient(x, y, method="finite-difference")
-    assert all(parameter.grad.isfinite().all() for parameter in maxl.generator.parameters())
-
-
 def sequence_head(dense, norm=True, **options):
     """A learner whose two heads are sequences on the same features, and a batch for it."""
     torch.manual_seed(0)
@@ -859,28 +634,3 @@ def test_clone_and_micro_batches_agree_where_both_heads_are_sequences(dense):
     learner.adapt(learner.loss(x, y))
     learner.meta_loss(x, y).backward()
     assert relative(torch.cat([p.grad.flatten() for p in maxl.generator.parameters()]), expected) <= 1e-9
-
-
-def test_function_that_keeps_a_name_of_its_own_is_differentiated_twice():
-    class Scale(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.name = "scale"
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx, grad):
-            return 2 * grad
-
-        @staticmethod
-        def jvp(ctx, tangent):
-            return 2 * tangent
-
-    class Layer(nn.Module):
-        def forward(self, x):
-            return Scale.apply(x)
-
-    maxl = MAXL(nn.Sequential(nn.Linear(8, 4), Layer(), nn.Linear(4, 2)), [3, 3]).double()
-    x, y = torch.randn(4, 8).double(), torch.tensor([0, 1, 1, 0])
-    unrolled = hypergradient(maxl, x, y, method="unrolled")
-    assert relative(hypergradient(maxl, x, y), unrolled) < 1e-10

@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
-from pool import Pool
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -659,12 +658,6 @@ def test_random_state_of_a_checkpoint_is_not_put_back_for_a_new_run(checkpoint):
     fresh = LightningMAXL(regularized())
     fresh.on_load_checkpoint = lambda checkpoint: None
     assert torch.equal(drawn(loaded), drawn(fresh))
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with Pool() as processes:
-        yield processes
 
 
 def trained(rank, folder, layers, epochs, ckpt_path=None):

@@ -5,16 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from maxl_l2l import (
-    MAXL,
-    EntropyLabels,
-    GeneratedLabels,
-    Hierarchy,
-    HumanLabels,
-    RandomLabels,
-    SingleTask,
-    fit,
-)
+from maxl_l2l import MAXL, EntropyLabels, GeneratedLabels, Hierarchy, HumanLabels, RandomLabels, SingleTask, fit
 from maxl_l2l.kmeans import KMeansLabels
 
 PSI = [3, 2]
