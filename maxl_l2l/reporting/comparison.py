@@ -22,16 +22,16 @@ TITLES = {
     "EntropyLabels": "Entropy term alone",
     "GeneratedLabels": "MAXL",
 }
-"""What to call label sources."""
+"""Titles of label sources."""
 NO_SETTINGS = ("source", "seed", "torch")
-"""What runs may differ in that are to be compared with one another."""
+"""Settings in which runs may differ that are compared with one another."""
 QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-"""Student's t that is exceeded with a probability of 2.5 %, for 1 .. 30 degrees of freedom."""
+"""The value that Student's t exceeds with a probability of 2.5 %, for 1 .. 30 degrees of freedom."""
 ROUNDING = 1e-9
-"""The part of a value below which a difference is one of rounding."""
+"""Differences up to this share of a value are put down to rounding."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Measure:
     scale: float
     sign: int
     is_of_test: bool
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis of values."""
+        return f"{self.name} ({self.unit[0]})" if self.unit[0] else self.name
 
     def text(self, estimate: Estimate, signed: bool = False) -> str:
         """Returns a value, or a difference, with its standard error and unit.
@@ -159,11 +164,13 @@ class Group:
         """Returns in how many runs a quantity was recorded in the last epoch, but was not finite."""
         return sum(isinstance(value, Real) and not _is_finite(value) for value in self.last(key))
 
-    def gain(self, other: Group, key: str) -> Estimate | None:
+    def gain(self, other: Group | None, key: str) -> Estimate | None:
         """Returns by how much this exceeds another group in the last epoch, a difference for each of :func:`pairs`.
 
-        What is within rounding counts as 0. None if there is no pair with finite values.
+        What is within rounding counts as 0. None if there is no other group, or no pair with finite values.
         """
+        if other is None:
+            return None
         found, pairing = pairs(self, other)
         values = [[run.epochs[-1].get(key) for run in pair] for pair in found]
         gains = tuple(_difference(ours, theirs) for ours, theirs in values if _is_finite(ours) and _is_finite(theirs))
@@ -182,8 +189,8 @@ def pairs(group: Group, other: Group) -> tuple[list[tuple[History, History]], st
         named: dict[str, History] = {}
         for run in one.runs:
             seed = run.settings.get("seed")
-            if seed is not None and named.setdefault(_text(seed), run) is not run:
-                return [], f"seed {_text(seed)} comes twice among the runs of {one.title}"
+            if seed is not None and named.setdefault(text_of(seed), run) is not run:
+                return [], f"seed {text_of(seed)} comes twice among the runs of {one.title}"
         by_seed.append(named)
     own, others = by_seed
     found = [(run, others[seed]) for seed, run in own.items() if seed in others]
@@ -191,13 +198,10 @@ def pairs(group: Group, other: Group) -> tuple[list[tuple[History, History]], st
 
 
 def partner(group: Group, others: Sequence[Group]) -> Group | None:
-    """Returns the one of several groups of a source that a group compares with: of its settings where these differ."""
+    """Returns the group, of several of one source, that has a group's values of the settings in which they differ."""
     names = [name for name in differing([run for one in others for run in one.runs]) if name in group.settings]
-    return next((one for one in others if all(_same(name, one, group) for name in names)), None)
-
-
-def _same(name: str, *groups: Group) -> bool:
-    return len({_text(group.settings.get(name)) for group in groups}) == 1
+    own = [text_of(group.settings[name]) for name in names]
+    return next((one for one in others if [text_of(one.settings.get(name)) for name in names] == own), None)
 
 
 def _difference(ours: float, theirs: float) -> float:
@@ -206,13 +210,14 @@ def _difference(ours: float, theirs: float) -> float:
 
 
 def differing(runs: Iterable[History]) -> list[str]:
-    """Returns the settings in which runs differ, other than what no comparison minds."""
+    """Returns the settings in which runs differ, other than :data:`NO_SETTINGS`."""
     runs = list(runs)
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in NO_SETTINGS)
-    return [name for name in names if len({_text(run.settings.get(name)) for run in runs}) > 1]
+    return [name for name in names if len({text_of(run.settings.get(name)) for run in runs}) > 1]
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Returns the value of a setting as text."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -252,21 +257,11 @@ def measure_of(groups: Iterable[Group]) -> Measure | None:
     return next((measure for measure in MEASURES if any(group.estimate(measure.key) for group in groups)), None)
 
 
-def of_source(groups: Iterable[Group], source: str) -> list[Group]:
-    """Returns the groups of a label source."""
-    return [group for group in groups if group.source == source]
-
-
-def invented(groups: list[Group]) -> list[Group]:
-    """Returns the groups whose labels were learned by the meta gradient; all with auxiliary labels if there is none."""
-    return of_source(groups, "GeneratedLabels") or [group for group in groups if group.source != "SingleTask"]
-
-
 def _by_settings(title: str, runs: list[History]) -> dict[str, list[History]]:
     """Runs of one source by what they differ in, which the titles say."""
     names, found = differing(runs), dict[str, list[History]]()
     for run in runs:
-        parts = [f"{name} {_text(run.settings[name])}" if name in run.settings else f"no {name}" for name in names]
+        parts = [f"{name} {text_of(run.settings[name])}" if name in run.settings else f"no {name}" for name in names]
         found.setdefault(", ".join([title, *parts]), []).append(run)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,42 +13,48 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..labels import Hierarchy
 from .comparison import Group, Measure, partner
-from .evidence import TITLE_WIDTH, label
+from .evidence import TITLE_WIDTH, short
 from .style import GRAY, INK, LIGHT, look_of, new_figure
 
 
 def learning_curves(groups: Sequence[Group], measure: Measure, singles: Sequence[Group], title: str) -> Any:
-    """Draws a measure over the epochs, and what each label source reaches and gains in the last one.
+    """Draws a measure over the epochs, and what each label source reaches and gains in the last epoch.
 
     Args:
         groups: The runs; those that lack the measure are not drawn.
         measure: What to draw.
-        singles: The groups that gains are over, of which each group has its :func:`partner`.
+        singles: The single-task runs: the gains of each group are over its :func:`partner` among them.
         title: The figure's.
     """
-    names = [label(number, group.title, TITLE_WIDTH) for number, group in enumerate(groups)]
-    everything = zip(_numbers(groups), groups, names)
-    shown = {number: (group, name) for number, group, name in everything if group.estimate(measure.key)}
+    shown = [one for one in _looks(groups) if one[0].estimate(measure.key)]
     figure = new_figure(11, max(4.2, 2.4 + 0.5 * len(shown)), title)
     curves, ends = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    for number, (group, name) in shown.items():
-        _line(curves, group.curves(measure.key) * measure.scale, number, name)
-    unit = f" ({measure.unit[0]})" if measure.unit[0] else ""
-    curves.set(xlabel="epoch", ylabel=f"{measure.name}{unit}")
-    has_bands = any(len(group.runs) > 1 for group, _ in shown.values())
+    values = [group.curves(measure.key) * measure.scale for group, _, _ in shown]
+    for own, (_, number, name) in zip(values, shown):
+        _line(curves, own, number, name)
+    curves.set(xlabel="epoch", ylabel=measure.axis)
+    has_bands = any(len(group.runs) > 1 for group, _, _ in shown)
     curves.set_title("Mean over seeds; band: ± standard error" if has_bands else "One run each: no band")
     curves.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _start_late(curves, [group.curves(measure.key) * measure.scale for group, _ in shown.values()])
+    _start_late(curves, values)
     _ends(ends, shown, measure, singles)
-    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(shown)))
+    _legend(figure)
     return figure
 
 
-def _numbers(groups: Sequence[Group]) -> list[int]:
-    """The looks of groups, the same in all figures: MAXL's is the first one, single-task training's is black."""
+def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, int, str]]:
+    """Groups with the number of their look, the same in all figures (MAXL's is 0, single tasks' 6, black), and name."""
     named = {"GeneratedLabels": 0, "SingleTask": 6}
     free = itertools.chain(range(1, 6), itertools.count(7))
-    return [number if (number := named.pop(group.source, None)) is not None else next(free) for group in groups]
+    for place, group in enumerate(groups):
+        number = named.pop(group.source, None)
+        yield group, next(free) if number is None else number, short(group.title, TITLE_WIDTH, place)
+
+
+def _legend(figure: Any) -> None:
+    """One legend of the lines in all panels, below these."""
+    lines = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels())}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(4, len(lines)))
 
 
 def _line(axes: Any, values: Any, number: int, name: str) -> None:
@@ -69,7 +75,7 @@ def _line(axes: Any, values: Any, number: int, name: str) -> None:
 
 
 def _start_late(axes: Any, curves: list[Any]) -> None:
-    """Leaves the first fifth of the epochs out of the range, where it would squeeze the rest."""
+    """Fits the range of values to the last four fifths of the epochs, if the first fifth would more than double it."""
     late = np.concatenate([one[:, one.shape[1] // 5 :].ravel() for one in curves])
     if np.isnan(late).all():
         return
@@ -81,13 +87,12 @@ def _start_late(axes: Any, curves: list[Any]) -> None:
         axes.set_xlabel("epoch (the first ones lie outside)")
 
 
-def _ends(axes: Any, groups: Mapping[int, tuple[Group, str]], measure: Measure, singles: Sequence[Group]) -> None:
-    """What each label source reaches, in its label, and gains: a dot a run, and the mean."""
+def _ends(axes: Any, groups: Sequence[tuple[Group, int, str]], measure: Measure, singles: Sequence[Group]) -> None:
+    """What each label source reaches, in its label, and gains: a dot for each run, and the mean."""
     labels = []
-    for height, (number, (group, name)) in enumerate(reversed(list(groups.items()))):
+    for height, (group, number, name) in enumerate(reversed(groups)):
         reached, single = group.estimate(measure.key), partner(group, singles)
-        gain = None if single is None else group.gain(single, measure.key)
-        shown = gain if singles else reached
+        shown = group.gain(single, measure.key) if singles else reached
         assert reached is not None  # by the caller
         labels.append(f"{name}\n{measure.text(reached)}")
         if shown is None:
@@ -95,15 +100,14 @@ def _ends(axes: Any, groups: Mapping[int, tuple[Group, str]], measure: Measure, 
             continue
         values = measure.scale * np.array(shown.values)
         color, _, marker = look_of(number)
-        if group is not single:
-            heights = height + 0.12 * np.sin(np.arange(len(values)) * 2.4)  # apart where they would hide one another
-            axes.scatter(values, heights, s=14, color=GRAY, alpha=0.55, lw=0)
         error = None if shown.error is None or group is single else measure.scale * shown.error
         axes.errorbar(values.mean(), height, xerr=error, fmt=marker, color=color, ms=7, capsize=4, lw=2)
         if group is not single:
+            heights = height + 0.12 * np.sin(np.arange(len(values)) * 2.4)  # apart where they would hide one another
+            axes.scatter(values, heights, s=14, color=GRAY, alpha=0.55, lw=0)
             text = measure.text(shown, signed=bool(singles))
-            above = (values.mean(), height + 0.2)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+            above = (values.mean(), height + 0.2)
             axes.text(*above, text, ha="center", va="bottom", color=INK, fontsize=8.5, bbox=box)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(-0.5, len(labels) - 0.3)
@@ -112,14 +116,12 @@ def _ends(axes: Any, groups: Mapping[int, tuple[Group, str]], measure: Measure, 
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=LIGHT, lw=0.6)
     axes.set_axisbelow(True)
-    unit = "percentage points" if measure.unit[1] == "pp" else ""
     if not singles:
-        axes.set_title("Last epoch (gray: runs)")
-        axes.set_xlabel(f"{measure.name} ({measure.unit[0]})" if measure.unit[0] else measure.name)
-    else:
-        axes.axvline(0, color=INK, lw=0.8)
-        axes.set_title("Gain in the last epoch (gray: runs)")
-        axes.set_xlabel("gain over single-task runs" + (f"\n({unit})" if unit else ""))
+        axes.set(title="Last epoch (gray: runs)", xlabel=measure.axis)
+        return
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_title("Gain in the last epoch (gray: runs)")
+    axes.set_xlabel("gain over single-task runs" + "\n(percentage points)" * (measure.unit[1] == "pp"))
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ PANELS = (
 
 def recorded(groups: Sequence[Group]) -> list[Panel]:
     """Returns the panels that some run has data for."""
-    return [panel for panel in PANELS if any((~np.isnan(group.curves(panel.key))).any() for group in groups)]
+    return [panel for panel in PANELS if not all(np.isnan(group.curves(panel.key)).all() for group in groups)]
 
 
 def label_curves(groups: Sequence[Group], panels: Sequence[Panel], hierarchy: Hierarchy | None, title: str) -> Any:
@@ -173,15 +175,13 @@ def label_curves(groups: Sequence[Group], panels: Sequence[Panel], hierarchy: Hi
     figure = new_figure(max(5.5, 3.7 * columns), 1.3 + 2.35 * rows, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels):
-        for place, (number, group) in enumerate(zip(_numbers(groups), groups)):
-            values = group.curves(panel.key)
-            if (~np.isnan(values)).any():
-                _line(axes, values, number, label(place, group.title, TITLE_WIDTH))
+        values = [group.curves(panel.key) for group in groups]
+        for own, (_, number, name) in zip(values, _looks(groups)):
+            if not np.isnan(own).all():
+                _line(axes, own, number, name)
         axes.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        if panel.is_log and all(
-            (one := group.curves(panel.key))[~np.isnan(one)].min(initial=1) > 0 for group in groups
-        ):
+        if panel.is_log and not any((own <= 0).any() for own in values):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
@@ -196,13 +196,12 @@ def label_curves(groups: Sequence[Group], panels: Sequence[Panel], hierarchy: Hi
             axes.set_ylim(bottom=panel.low)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    handles = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)))
+    _legend(figure)
     return figure
 
 
 def _references(key: str, hierarchy: Hierarchy | None) -> Mapping[float, str]:
-    """Lines to compare a quantity with."""
+    """Heights of lines to compare a quantity with, and what to write at them."""
     if key == "gradient_cosine":
         return {0.0: "at right angles"}
     if hierarchy is None:

@@ -1,4 +1,4 @@
-"""Evidence: what a report has to go on: runs, samples, and what classes are called."""
+"""Evidence: what a report rests on: runs, samples, and the names of classes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ import torch
 from ..labels import Hierarchy
 from ..metrics import agreement
 from ..training import History
-from .comparison import Group, Measure, invented, measure_of, of_source, partner
+from .comparison import Group, Measure, measure_of, partner
 from .samples import Samples
 
 WIDTH, TITLE_WIDTH = 22, 30
-"""Characters of a class's name, and of a title of runs, in a figure at most."""
+"""The most characters that figures have for the name of a class, and for the title of runs."""
 GIVEN = ("SingleTask", "RandomLabels", "KMeansLabels", "HumanLabels")
-"""Sources whose labels nobody has learned."""
+"""Sources whose labels are not learned."""
 TIMES = 10
 """How often human labels are shuffled to see what chance gives."""
 
 
-def label(number: int, name: str, width: int = WIDTH) -> str:
-    """Returns the name of one of several things; a longer one is cut behind its number, so that no two are the same.
+def short(name: str, width: int, number: int | None = None) -> str:
+    """Returns a name, cut if it is longer than so many characters; then its number, if given, tells it from others.
 
     Example:
-        >>> label(7, "large omnivores and herbivores", 16)
+        >>> short("large omnivores and herbivores", 16)
+        'large omnivores…'
+        >>> short("large omnivores and herbivores", 16, number=7)
         '7: large omnivo…'
     """
-    return name if len(name) <= width else f"{f'{number}: {name}'[: width - 1].rstrip()}…"
+    whole = name if number is None else f"{number}: {name}"
+    return name if len(name) <= width else f"{whole[: width - 1].rstrip()}…"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a comparison and of one learner.
+    """What is known of a comparison of runs, and of one learner.
 
     Attributes:
         groups: Runs by label source.
-        samples: What the learner makes of some of its data, or why that is not known.
+        samples: Labels and features that the learner gives some of its data, or the reason why there are none.
         class_names: Of primary classes; their numbers if None.
         human_names: Of human classes; their numbers if None.
-        seed: Of what is drawn.
+        seed: Of what is drawn at random.
     """
 
     groups: list[Group]
@@ -54,26 +57,29 @@ class Evidence:
 
     @property
     def measure(self) -> Measure | None:
-        """What runs are compared by."""
+        """The measure that runs are compared by."""
         return measure_of(self.groups)
 
     @property
     def singles(self) -> list[Group]:
         """Runs without an auxiliary task."""
-        return of_source(self.groups, "SingleTask")
+        return self._of_source("SingleTask")
 
     def single(self, group: Group) -> Group | None:
-        """Returns the runs without an auxiliary task that a group's gains are over."""
+        """Returns the runs without an auxiliary task that a group is compared with."""
         return partner(group, self.singles)
 
     def entropy(self, group: Group) -> Group | None:
-        """Returns the runs without a meta gradient that a group compares with."""
-        return partner(group, of_source(self.groups, "EntropyLabels"))
+        """Returns the runs without a meta gradient that a group is compared with."""
+        return partner(group, self._of_source("EntropyLabels"))
 
     @property
     def invented(self) -> list[Group]:
-        """Runs with learned labels."""
-        return invented(self.groups)
+        """Runs whose labels the meta gradient has taught; all with auxiliary labels if there are none."""
+        return self._of_source("GeneratedLabels") or [one for one in self.groups if one.source != "SingleTask"]
+
+    def _of_source(self, source: str) -> list[Group]:
+        return [group for group in self.groups if group.source == source]
 
     @property
     def learned(self) -> list[Group]:
@@ -82,34 +88,31 @@ class Evidence:
         return sorted(found, key=lambda group: group.source != "GeneratedLabels")
 
     def primary_label(self, primary: int) -> str:
-        """What a primary class is called in figures."""
-        return label(primary, self.primary_name(primary))
+        """Returns the name of a primary class in figures."""
+        return short(self.primary_name(primary), WIDTH, primary)
 
     def human_label(self, human: int) -> str:
-        """What a human class is called in figures."""
-        return label(human, self.human_name(human))
+        """Returns the name of a human class in figures."""
+        return str(human) if self.human_names is None else short(self.human_names[human], WIDTH, human)
 
     def cut_names(self) -> dict[str, str]:
-        """Returns all names that are too long for figures, by what stands for them there."""
-        named = [(label(number, group.title, TITLE_WIDTH), group.title) for number, group in enumerate(self.groups)]
-        for names in (self.class_names or [], self.human_names or []):
-            named += [(label(number, name), name) for number, name in enumerate(names)]
-        return {cut: name for cut, name in named if cut != name}
+        """Returns all names that are too long for figures, by their short form there."""
+        titles, found = [group.title for group in self.groups], dict[str, str]()
+        for names, width in ((titles, TITLE_WIDTH), (self.class_names, WIDTH), (self.human_names, WIDTH)):
+            cut = {short(name, width, number): name for number, name in enumerate(names or []) if len(name) > width}
+            found.update(cut)
+        return found
 
     def primary_name(self, primary: int) -> str:
-        """What a primary class is called."""
+        """Returns the name of a primary class."""
         return f"class {primary}" if self.class_names is None else self.class_names[primary]
 
-    def human_name(self, human: int) -> str:
-        """What a human class is called."""
-        return str(human) if self.human_names is None else self.human_names[human]
-
     def selection(self, chosen: Mapping[int, str], surest: str = "surest labels") -> str:
-        """Says which primary classes are shown, and why.
+        """Returns a sentence that says which primary classes are shown, and why.
 
         Args:
-            chosen: Reasons by class, of :func:`samples.chosen_classes`.
-            surest: What to call the reason of those that are not the largest.
+            chosen: Reasons by class, from :func:`maps.chosen_classes`.
+            surest: The words for the reason "surest labels".
         """
         listed: dict[str, list[str]] = {}
         for primary, reason in chosen.items():
@@ -126,8 +129,14 @@ def hierarchy_of_run(run: History) -> Hierarchy | None:
         return None
 
 
+def judged_runs(group: Group) -> list[tuple[History, Hierarchy, dict[str, Any]]]:
+    """Returns a group's runs whose labels of the last epoch can be judged, with hierarchy and :func:`label_record`."""
+    known = [(run, one) for run in group.runs if (one := hierarchy_of_run(run)) is not None]
+    return [(run, one, record) for run, one in known if (record := label_record(run.epochs[-1], one))]
+
+
 def label_record(record: Mapping[str, Any], hierarchy: Hierarchy) -> dict[str, Any] | None:
-    """Returns what an epoch has recorded to judge its labels by; None if their use was not, or for other classes."""
+    """Returns the entries of an epoch's record that its labels are judged by; None if ``use`` does not fit psi."""
     use = record.get("use")
     if not isinstance(use, Sequence) or len(use) != hierarchy.num_auxiliary:
         return None
@@ -143,8 +152,8 @@ def label_record(record: Mapping[str, Any], hierarchy: Hierarchy) -> dict[str, A
 
 
 def record_of(samples: Samples) -> dict[str, Any]:
-    """Returns ``use`` and the relative entropies of these samples' labels, as an epoch of :func:`fit` has them."""
-    use = np.bincount(samples.assigned, minlength=samples.hierarchy.num_auxiliary).tolist()
+    """Returns ``use`` and the relative entropies of these samples' labels, as :func:`fit` records them in an epoch."""
+    use = samples.use.tolist()
     most = np.log(samples.hierarchy.psi)[samples.y]
     entropy = -(samples.labels * np.log(np.where(samples.labels > 0, samples.labels, 1))).sum(axis=1)
     split = most > 0
@@ -168,25 +177,23 @@ def human_table(samples: Samples) -> tuple[Any, Any] | None:
         return None
     known = samples.human >= 0
     human, assigned, y = samples.human[known], samples.assigned[known], samples.y[known]
-    found = np.unique(human)
-    owner = {one: np.bincount(y[human == one]).argmax() for one in found}
-    order = np.array(sorted(found, key=lambda one: (owner[one], one)))
-    place = {one: number for number, one in enumerate(order)}
-    counts = np.zeros((samples.hierarchy.num_auxiliary, len(order)), dtype=int)
-    np.add.at(counts, (assigned, [place[one] for one in human]), 1)
-    return counts, order
+    found, columns = np.unique(human, return_inverse=True)
+    counts = np.zeros((samples.hierarchy.num_auxiliary, len(found)), dtype=int)
+    np.add.at(counts, (assigned, columns), 1)
+    order = np.lexsort((found, [np.bincount(y[human == one]).argmax() for one in found]))
+    return counts[:, order], found[order]
 
 
 def agreement_of(samples: Samples) -> dict[str, float]:
-    """Returns how far sub-classes are the human classes; nothing without human labels."""
+    """Returns the agreement of sub-classes with human classes; nothing without human labels."""
     table = human_table(samples)
     return {} if table is None else agreement(torch.from_numpy(table[0]), samples.hierarchy)
 
 
 def chance_agreement(samples: Samples, seed: int) -> dict[str, float]:
-    """Returns the mean :func:`agreement_of` with human labels that were shuffled inside each primary class.
+    """Returns the mean :func:`agreement_of` after human labels are shuffled inside each primary class.
 
-    It is what labels that know nothing but the primary class would have, more than 0 as samples are few.
+    Labels that know only the primary class would have this agreement; with few samples it exceeds 0.
     """
     known = np.flatnonzero(samples.human >= 0)
     draw = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..labels import Hierarchy
 from .style import GRAY, new_figure
 
 COLUMNS = 8
-"""Images of a sub-class."""
+"""Images shown of a sub-class, at most."""
 
 
 def strongest(labels: Any, row: int, most: int = COLUMNS) -> Any:
@@ -21,7 +20,7 @@ def strongest(labels: Any, row: int, most: int = COLUMNS) -> Any:
     Args:
         labels: Probabilities, ``[N, K]``.
         row: The sub-class.
-        most: How many at most.
+        most: The most samples to return.
     """
     members = np.flatnonzero(labels.argmax(axis=1) == row)
     return members[np.argsort(-labels[members, row], kind="stable")][:most]
@@ -41,13 +40,12 @@ def gallery(
         images: ``[N, H, W]`` or ``[N, H, W, 3]``, in 0 .. 1.
         labels: Probabilities, ``[N, K]``.
         hierarchy: The hierarchy.
-        rows: The sub-classes to show, by primary class; there is no row for one that is not in use.
-        name: What to write over each block.
+        rows: The sub-classes to show, by primary class; one that is not in use has no row of images.
+        name: Returns what to write over the block of a primary class.
         title: The figure's.
     """
     shape = images.shape[1:3]
     columns = min(len(rows), 2)
-    tall = math.ceil(len(rows) / columns)
     used = {primary: [row for row in block if len(strongest(labels, row))] for primary, block in rows.items()}
     cell = 5.0 / COLUMNS
     sizes = [len(block) for block in used.values()]
@@ -55,12 +53,12 @@ def gallery(
     idle = 0.3 * any(len(used[primary]) < len(block) for primary, block in rows.items())  # for what is not in use
     heights = [0.52 + idle + size * cell * shape[0] / shape[1] for size in most]
     figure = new_figure(max(6.5, 5.6 * columns), 0.5 + sum(heights), title)
-    grid = figure.subplots(tall, columns, squeeze=False, height_ratios=heights)
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes, (primary, block) in zip(grid.flat, used.items()):
-        _block(axes, images, labels, block)
+        middles = _mosaic(axes, images, labels, block)
         begin = hierarchy.block(primary).start
         absent = [str(row - begin) for row in rows[primary] if row not in block]
-        axes.set_yticks(_middles(len(block), shape[0]), [str(row - begin) for row in block], fontsize=9)
+        axes.set_yticks(middles, [str(row - begin) for row in block], fontsize=9)
         axes.set_title(name(primary))
         if absent:
             axes.set_xlabel(f"not in use: {', '.join(absent)}", loc="left", color=GRAY, fontsize=9)
@@ -69,18 +67,10 @@ def gallery(
     return figure
 
 
-def _middles(size: int, height: int) -> list[float]:
-    return [row * (height + _gap(height)) + (height - 1) / 2 for row in range(size)]
-
-
-def _gap(height: int) -> int:
-    return max(1, height // 16)
-
-
-def _block(axes: Any, images: Any, labels: Any, block: list[int]) -> None:
-    """One mosaic of all images of a class: an axes for each image takes matplotlib seconds."""
+def _mosaic(axes: Any, images: Any, labels: Any, block: list[int]) -> list[float]:
+    """Draws all images of a class as one, as axes for each would take seconds; returns the middles of the rows."""
     height, width = images.shape[1:3]
-    gap = _gap(height)
+    gap = max(1, height // 16)
     mosaic = np.ones((len(block) * (height + gap) - gap, COLUMNS * (width + gap) - gap, *images.shape[3:]))
     for number, row in enumerate(block):
         top = number * (height + gap)
@@ -91,15 +81,5 @@ def _block(axes: Any, images: Any, labels: Any, block: list[int]) -> None:
     axes.set_anchor("NW")
     axes.set_xticks([])
     axes.tick_params(axis="y", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def heading(name: str, reason: str, size: int) -> str:
-    """Returns what to write over a class's block.
-
-    Example:
-        >>> heading("fish", "largest", 120)
-        'fish\\n(largest; 120 samples)'
-    """
-    return f"{name}\n({reason + '; ' if reason else ''}{size} samples)"
+    axes.spines[:].set_visible(False)
+    return [row * (height + gap) + (height - 1) / 2 for row in range(len(block))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from ..labels import Hierarchy
 from .style import GRAY, INK, LIGHT, new_figure
 
 MOST = 20
-"""Sub-classes of a class that are shown, the most used ones, where not all classes are."""
+"""Sub-classes shown of a class, at most, the most used ones, where only some classes are shown."""
 WRITTEN = 260
-"""Cells of a matrix at most for their values to be written in them."""
+"""Cells of a matrix, at most, for their values to be written in them."""
 
 
 def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: int = 6) -> dict[int, str]:
@@ -28,7 +29,7 @@ def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: in
         most: How many to choose.
 
     Returns:
-        Why each one was chosen, by class; nothing to say if all were.
+        The reason for each chosen class, by class; empty reasons if all were chosen.
 
     Example:
         >>> chosen_classes([5, 9, 7, 8], [0.9, 0.1, 0.2, 0.8], most=2)
@@ -44,13 +45,13 @@ def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: in
 
 
 def rows_of(hierarchy: Hierarchy, chosen: Iterable[int], use: Any, most: int | None = None) -> dict[int, list[int]]:
-    """Returns the sub-classes of each chosen primary class that are to be shown, in order.
+    """Returns the sub-classes to show of each chosen primary class, in order.
 
     Args:
         hierarchy: The hierarchy.
         chosen: Primary classes.
         use: How often each sub-class is used, ``[K]``.
-        most: How many of a class at most, the most used ones; all if None.
+        most: The most of a class, the most used ones; all if None.
 
     Example:
         >>> rows_of(Hierarchy([2, 3]), [1], [5, 5, 1, 7, 2], most=2)
@@ -80,17 +81,16 @@ def use_map(use: Any, hierarchy: Hierarchy, rows: dict[int, list[int]], name: Ca
         use: Samples by sub-class, ``[epochs, K]``.
         hierarchy: The hierarchy.
         rows: The sub-classes to show, by primary class.
-        name: What primary classes are called.
+        name: Returns the name of a primary class.
         title: The figure's.
     """
-    shown = [row for block in rows.values() for row in block]
+    shown = [*chain(*rows.values())]
     values = shares(use, hierarchy)[:, shown].T
     figure = new_figure(9, 1.6 + max(1.6, 0.21 * len(shown) if len(shown) <= 40 else 0.1 * len(shown)), title)
-    axes = figure.subplots()
-    image = _draw(axes, values, rows, hierarchy, name, extent_right=len(use) + 0.5)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _bar(figure, axes, image, "share of the primary class's samples")
+    image = _cells(figure, values, rows, hierarchy, name)
+    image.axes.set_xlabel("epoch")
+    image.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _bar(image, "share of the primary class's samples")
     return figure
 
 
@@ -110,53 +110,48 @@ def matrix(
         columns: The human classes to show.
         hierarchy: The hierarchy.
         rows: The sub-classes to show, by primary class.
-        names: What these human classes are called.
-        name: What primary classes are called.
+        names: The names of these human classes.
+        name: Returns the name of a primary class.
         title: The figure's.
     """
-    shown = [row for block in rows.values() for row in block]
-    sums = counts[shown].sum(axis=1, keepdims=True)
-    values = np.divide(counts[shown], sums, out=np.full(counts[shown].shape, np.nan), where=sums > 0)[:, columns]
+    shown = counts[[*chain(*rows.values())]]
+    sums = shown.sum(axis=1, keepdims=True)
+    values = np.divide(shown, sums, out=np.full(shown.shape, np.nan), where=sums > 0)[:, columns]
     is_written = values.size <= WRITTEN
     longest = max(map(len, names))
     width = max(7.0, 3.6 + (0.46 if is_written else 0.27) * len(names))
     figure = new_figure(width, 1.7 + 0.08 * longest + 0.26 * len(shown), title)
-    axes = figure.subplots()
-    image = _draw(axes, values, rows, hierarchy, name, extent_right=len(names) + 0.5)
+    image = _cells(figure, values, rows, hierarchy, name)
+    axes = image.axes
     upright = {"rotation": 90} if longest > 3 else {}
     axes.set_xticks(range(1, len(names) + 1), names, fontsize=8.5, **upright)
     axes.set_xlabel("human class")
     axes.tick_params(axis="x", length=0)
     for row, column in np.argwhere(values >= 0.005) if is_written else ():
         share = values[row, column]
-        color = "white" if image.norm(share) > 0.67 else INK  # where both are equally far from the blue
+        color = "white" if image.norm(share) > 0.67 else INK  # at 0.67 both are equally far from the blue
         axes.text(column + 1, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
-    _bar(figure, axes, image, "share of the sub-class's samples" + (" (written: %)" if is_written else ""))
+    _bar(image, "share of the sub-class's samples" + " (written: %)" * is_written)
     return figure
 
 
-def _bar(figure: Any, axes: Any, image: Any, text: str) -> None:
-    """A bar of colours; its label is in as many lines as low figures need."""
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=30)
-    inches = (
-        figure.get_figheight() - 1.4 - 0.08 * max((len(one.get_text()) for one in axes.get_xticklabels()), default=0)
-    )
+def _bar(image: Any, text: str) -> None:
+    """Draws the bar of an image's colours; its label has as many lines as a low figure needs."""
+    bar = image.figure.colorbar(image, ax=image.axes, fraction=0.03, pad=0.015, aspect=30)
+    longest = max((len(one.get_text()) for one in image.axes.get_xticklabels()), default=0)
+    inches = image.figure.get_figheight() - 1.4 - 0.08 * longest
     bar.set_label(textwrap.fill(text, max(12, int(10 * inches))))
     bar.outline.set_visible(False)
 
 
-def _draw(
-    axes: Any,
-    values: Any,
-    rows: dict[int, list[int]],
-    hierarchy: Hierarchy,
-    name: Callable[[int], str],
-    extent_right: float,
+def _cells(
+    figure: Any, values: Any, rows: dict[int, list[int]], hierarchy: Hierarchy, name: Callable[[int], str]
 ) -> Any:
-    """Rows of cells, the blocks apart and named; a row without values is gray."""
+    """Draws rows of cells as an image, the blocks apart and named; a row without values is gray."""
+    axes = figure.subplots()
     axes.set_facecolor("#eeeeee")
-    extent = (0.5, extent_right, len(values) - 0.5, -0.5)
-    # Small shares must be seen where there are many sub-classes.
+    extent = (0.5, values.shape[1] + 0.5, len(values) - 0.5, -0.5)
+    # With many sub-classes small shares must be seen too.
     norm = PowerNorm(0.5 if max(hierarchy.psi) > 10 else 1, 0, 1)
     image = axes.imshow(values, aspect="auto", cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
     for row in np.flatnonzero(np.isnan(values).all(axis=1)):
@@ -176,6 +171,5 @@ def _draw(
         axes.yaxis.remove_overlapping_locs = False  # a number may be beside its block's name
         axes.tick_params(axis="y", which="minor", length=0, pad=2, labelsize=7, labelcolor=GRAY)
         axes.tick_params(axis="y", which="major", pad=18)
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=LIGHT)
+    axes.spines[:].set(visible=True, color=LIGHT)
     return image

@@ -1,4 +1,4 @@
-"""Run figures: what is drawn of runs and their epochs, and what is said of it."""
+"""Run figures: the figures of runs over their epochs, with their captions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import numpy as np
 
 from .comparison import Measure
 from .curves import label_curves, learning_curves, recorded
-from .evidence import Evidence, hierarchy_of_run, label_record
+from .evidence import Evidence, hierarchy_of_run, judged_runs, label_record, short
 from .maps import MOST, chosen_classes, rows_of, use_map
-from .style import Drawn, short
-from .summary import focus
+from .style import Drawn
 
 ROWS = 100
-"""Rows of the map of use at most, before only chosen classes are shown."""
+"""Rows of the map of use, at most, for all classes to be shown."""
 
 
 def learning(evidence: Evidence) -> Drawn | str:
@@ -20,11 +19,12 @@ def learning(evidence: Evidence) -> Drawn | str:
     measure = evidence.measure
     if measure is None:
         return "no histories with a finite accuracy or loss were given."
-    singles = [group for group in evidence.singles if group.estimate(measure.key)]
+    reached = {group.title: one for group in evidence.groups if (one := group.estimate(measure.key))}
+    drawn = [group for group in evidence.groups if group.title in reached]
+    missing = [group.title for group in evidence.groups if group.title not in reached]
+    singles = [group for group in evidence.singles if group in drawn]
     figure = learning_curves(evidence.groups, measure, singles, _learning_title(evidence, measure))
-    drawn = [group for group in evidence.groups if group.estimate(measure.key)]
-    reached = "; ".join(f"{group.title} {measure.text(one)}" for group in drawn if (one := group.estimate(measure.key)))
-    missing = [group.title for group in evidence.groups if group not in drawn]
+    ends = "; ".join(f"{title} {measure.text(one)}" for title, one in reached.items())
     caption = [
         "Left: the mean over seeds, with a band of one standard error. A single run has no band: it shows no spread."
     ]
@@ -33,8 +33,7 @@ def learning(evidence: Evidence) -> Drawn | str:
             "Right: the last epoch. Gains are left out: there are no single-task runs (source=SingleTask())."
         )
     else:
-        single = [evidence.single(group) for group in drawn]
-        gains = [None if one is None else group.gain(one, measure.key) for group, one in zip(drawn, single)]
+        gains = [group.gain(evidence.single(group), measure.key) for group in drawn]
         pairings = " or ".join(dict.fromkeys(gain.pairing for gain in gains if gain is not None))
         paired = f", paired {pairings}" if pairings else ""
         caption.append(f"Right: the last epoch's {measure.name} less that of single-task runs{paired}.")
@@ -42,27 +41,22 @@ def learning(evidence: Evidence) -> Drawn | str:
         caption.append(f"No run had a test_loader: {measure.name} says nothing about generalisation.")
     if missing:
         caption.append(f"Not drawn, as they have recorded no finite {measure.name}: {', '.join(missing)}.")
-    return (
-        figure,
-        f"{measure.name.capitalize()} of each label source. After the last epoch: {reached}.",
-        " ".join(caption),
-    )
+    alt = f"{measure.name.capitalize()} of each label source. After the last epoch: {ends}."
+    return figure, alt, " ".join(caption)
 
 
 def _learning_title(evidence: Evidence, measure: Measure) -> str:
-    found = [(group, group.estimate(measure.key)) for group in evidence.invented]
-    known = [(group, one) for group, one in found if one is not None]
-    if not known:
+    found = [(group, one) for group in evidence.invented if (one := group.estimate(measure.key))]
+    if not found:
         return f"{measure.name.capitalize()} of {len(evidence.groups)} label sources"
-    group, reached = known[0]
-    single = evidence.single(group)
-    gain = None if single is None else group.gain(single, measure.key)
+    group, reached = found[0]
+    gain = group.gain(evidence.single(group), measure.key)
     over = "" if gain is None else f", {measure.text(gain, signed=True)} against single-task training"
     return f"{short(group.title, 40)}: {measure.text(reached)} {measure.name}{over}"
 
 
 def labels(evidence: Evidence) -> Drawn | str:
-    """Draws what was recorded of auxiliary labels."""
+    """Draws what runs have recorded of their auxiliary labels."""
     panels = recorded(evidence.groups)
     if not panels:
         return "no history has recorded anything of its labels. fit(..., metrics=True) does."
@@ -79,17 +73,15 @@ def labels(evidence: Evidence) -> Drawn | str:
 
 
 def use(evidence: Evidence) -> Drawn | str:
-    """Draws how sub-classes were used in one run."""
-    group = focus(evidence)
+    """Draws how sub-classes were used in one run, of the first group that has recorded it."""
+    group = next((one for one in [*evidence.invented, *evidence.groups] if any(one.last("use"))), None)
     if group is None:
         return "no history has recorded how often each sub-class is used. fit(..., metrics=True) does."
-    known = [(run, one) for run in group.runs if (one := hierarchy_of_run(run)) is not None]
-    known = [(run, one) for run, one in known if label_record(run.epochs[-1], one)]
+    known = judged_runs(group)
     if not known:
         return f"the settings of {group.title} have no psi that fits the recorded use of sub-classes."
-    run, hierarchy = known[0]
-    epochs = (label_record(record, hierarchy) for record in run.epochs)
-    counts = np.array([record["use"] for record in epochs if record])
+    run, hierarchy, _ = known[0]
+    counts = np.array([record["use"] for one in run.epochs if (record := label_record(one, hierarchy))])
     last = counts[-1]
     sizes = [sum(last[block.start : block.stop]) for block in map(hierarchy.block, range(len(hierarchy)))]
     share = [max(last[list(hierarchy.block(primary))]) / max(size, 1) for primary, size in enumerate(sizes)]

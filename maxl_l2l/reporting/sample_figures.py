@@ -1,14 +1,15 @@
-"""Sample figures: what is drawn of a learner's samples, and what is said of it."""
+"""Sample figures: the figures of a learner's samples, with their captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
 from .embedding import Coloring, embedded, embedding, obstacle
-from .evidence import Evidence, human_table, record_of
-from .gallery import gallery, heading
+from .evidence import Evidence, human_table
+from .gallery import gallery
 from .maps import MOST, chosen_classes, matrix, rows_of
 from .samples import Samples
 from .style import Drawn
@@ -16,9 +17,9 @@ from .style import Drawn
 FEW = 12
 """Categories that can be told apart in one panel of the embedding."""
 LONGEST = 4
-"""How much longer than wide an image of the gallery is at most, and the reverse."""
+"""How many times longer one side of an image of the gallery is than the other, at most."""
 WIDE = 32
-"""Rows and columns of the matrix at most, before only chosen classes are shown."""
+"""Rows and columns of the matrix, at most, for all classes to be shown."""
 
 
 def pictures(evidence: Evidence) -> Drawn | str:
@@ -34,12 +35,12 @@ def pictures(evidence: Evidence) -> Drawn | str:
     if max(height, width) > LONGEST * min(height, width):
         return f"images of {height} by {width} pixels are too long and thin to show. to_images= makes others of x."
     chosen = _chosen(samples)
-    use = np.array(record_of(samples)["use"])
-    sizes = np.bincount(samples.y, minlength=len(samples.hierarchy))
-    rows = rows_of(samples.hierarchy, chosen, use, 10)
+    rows = rows_of(samples.hierarchy, chosen, samples.use, 10)
+    sizes = samples.sizes
 
     def name(primary: int) -> str:
-        return heading(evidence.primary_label(primary), chosen[primary], int(sizes[primary]))
+        reason = f"{chosen[primary]}; " if chosen[primary] else ""
+        return f"{evidence.primary_label(primary)}\n({reason}{sizes[primary]} samples)"
 
     title = "The images that belong most strongly to each invented sub-class, a row each"
     figure = gallery(samples.images, samples.labels, samples.hierarchy, rows, name, title)
@@ -77,7 +78,7 @@ def _colorings(evidence: Evidence, samples: Samples) -> Iterator[Coloring]:
     hierarchy, present = samples.hierarchy, np.unique(samples.y).tolist()
     primary = present if len(present) <= FEW else sorted(_chosen(samples))
     yield Coloring("Primary class", samples.y, {one: evidence.primary_label(one) for one in primary})
-    blocks = _first(_used_rows(samples, FEW), FEW)
+    blocks = _used_rows(samples, FEW, FEW)
     names = {
         row: f"{evidence.primary_label(one)} / {row - hierarchy.block(one).start}"
         for one, block in blocks.items()
@@ -93,20 +94,14 @@ def _colorings(evidence: Evidence, samples: Samples) -> Iterator[Coloring]:
         yield Coloring(f"Human class{part}", samples.human, {one: evidence.human_label(one) for one in most})
 
 
-def _used_rows(samples: Samples, most: int) -> dict[int, list[int]]:
-    """The sub-classes in use of the classes to show, the most used ones of each, the largest classes first."""
-    use = np.array(record_of(samples)["use"])
-    sizes = np.bincount(samples.y, minlength=len(samples.hierarchy))
-    rows = rows_of(samples.hierarchy, _chosen(samples, FEW), use, most)
-    return {one: [row for row in rows[one] if use[row]] for one in sorted(rows, key=lambda one: -sizes[one])}
-
-
-def _first(blocks: Mapping[int, list[int]], most: int) -> dict[int, list[int]]:
-    """As many blocks, the first one at least, as have so many rows together; sorted by their classes."""
-    found: dict[int, list[int]] = {}
-    for one, block in blocks.items():
-        if not found or sum(map(len, found.values())) + len(block) <= most:
-            found[one] = block
+def _used_rows(samples: Samples, most: int, total: int) -> dict[int, list[int]]:
+    """Sub-classes in use, the most used ones of a class, of the largest classes that have at most a total of them."""
+    use, sizes = samples.use, samples.sizes
+    rows, found = rows_of(samples.hierarchy, _chosen(samples, FEW), use, most), dict[int, list[int]]()
+    for one in sorted(rows, key=lambda one: -sizes[one]):
+        used = [row for row in rows[one] if use[row]]
+        if not found or sum(map(len, found.values())) + len(used) <= total:
+            found[one] = used
     return dict(sorted(found.items()))
 
 
@@ -121,10 +116,9 @@ def human_classes(evidence: Evidence) -> Drawn | str:
     counts, human = table
     is_whole = max(counts.shape) <= WIDE
     present = np.unique(samples.y).tolist()
-    rows = (
-        rows_of(samples.hierarchy, present, counts.sum(axis=1)) if is_whole else _first(_used_rows(samples, MOST), WIDE)
-    )
-    in_rows = counts[[row for block in rows.values() for row in block]].sum(axis=0)
+    everything = rows_of(samples.hierarchy, present, counts.sum(axis=1))
+    rows = everything if is_whole else _used_rows(samples, MOST, WIDE)
+    in_rows = counts[[*chain(*rows.values())]].sum(axis=0)
     columns = np.sort(np.argsort(-in_rows, kind="stable")[: min(WIDE, np.count_nonzero(in_rows))])
     names = [evidence.human_label(one) for one in human[columns].tolist()]
     title = "Which human classes each invented class holds"
@@ -142,6 +136,7 @@ def human_classes(evidence: Evidence) -> Drawn | str:
 
 
 def _chosen(samples: Samples, most: int = 6) -> dict[int, str]:
-    sizes = np.bincount(samples.y, minlength=len(samples.hierarchy))
+    """The primary classes to show, with the reasons."""
+    sizes = samples.sizes
     sums = np.bincount(samples.y, weights=samples.labels.max(axis=1), minlength=len(samples.hierarchy))
     return chosen_classes(sizes.tolist(), (sums / np.maximum(sizes, 1)).tolist(), most)

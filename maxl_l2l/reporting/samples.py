@@ -1,4 +1,4 @@
-"""Samples: what a learner makes of some of its data: labels, shared features, and pictures to show."""
+"""Samples: the labels and shared features that a learner gives some of its data, and pictures to show."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from ..passes import RandomNumbers, buffer_copies, cuda_devices, write_buffers
 from ..training import device_of, evaluation_mode, length, moved
 
 SIDE = 96
-"""Pixels of a picture's longer side at most."""
+"""Pixels of a picture's longer side, at most."""
 OUTERMOST = (0.5, 99.5)
-"""Percentiles of images' values between which these are shown, as one odd pixel would darken all others."""
+"""Percentiles of the images' values that become black and white, as one odd pixel would darken all others."""
 PASSED_ON = ("collate_fn", "num_workers", "timeout", "worker_init_fn", "multiprocessing_context")
 """What a DataLoader needs to read its dataset."""
 PIXELS = 100
-"""Labels of a sample that count, of those that have one a pixel."""
+"""Pixels looked at for each sample of dense labels, at most."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a learner makes of N samples; of dense labels, of N pixels.
+    """The labels and features that a learner gives N samples, or N pixels if labels are dense.
 
     Attributes:
         hierarchy: The learner's.
         y: Primary classes, ``[N]``.
         labels: Generated labels, probabilities ``[N, K]``; a weighted generator's without their weights.
-        human: Human classes, ``[N]``, negative where unknown; None if the data have none.
+        human: Human classes, ``[N]``, negative where unknown; None if all are.
         features: What enters the model's head, ``[N, D]``, a mean over positions where it has some; None for pixels.
         images: Pictures ``[N, H, W]`` or ``[N, H, W, 3]``, in 0 .. 1; None if x is no image.
         is_dense: Whether the labels are those of pixels.
         are_first: Whether these are the first samples of the data, rather than drawn from all of it.
-        dropped: How many others were looked at, and left out as their labels are not finite.
+        dropped: How many more were left out, as their labels are not finite.
     """
 
     hierarchy: Hierarchy
@@ -63,6 +63,21 @@ class Samples:
         """Each sample's most probable sub-class, ``[N]``."""
         return self.labels.argmax(axis=1)
 
+    @property
+    def use(self) -> Any:
+        """How many samples have each sub-class as the most probable one, ``[K]``."""
+        return np.bincount(self.assigned, minlength=self.hierarchy.num_auxiliary)
+
+    @property
+    def sizes(self) -> Any:
+        """How many samples each primary class has, ``[C]``."""
+        return np.bincount(self.y, minlength=len(self.hierarchy))
+
+    @property
+    def kind(self) -> str:
+        """What to call them."""
+        return "pixels" if self.is_dense else "samples"
+
 
 def gather(
     maxl: MAXL, loader: Iterable[Any], max_samples: int, seed: int, to_images: Callable[[Any], Any] | None = None
@@ -75,13 +90,12 @@ def gather(
     Args:
         maxl: The learner.
         loader: Batches ``(x, y)`` or ``(x, y, human label)``; a third element of another kind is passed over.
-        max_samples: How many samples at most.
+        max_samples: The most samples to take.
         seed: Of the draw.
-        to_images: From x to images, ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, in 0 .. 1. If None: x itself if it has that
-            shape, scaled from its lowest to its highest values, but for half a percent at either end.
+        to_images: As that of :func:`report`.
 
     Returns:
-        The samples, or why there are none.
+        The samples, or the reason why there are none.
 
     Raises:
         TypeError: Batches are of another kind.
@@ -93,23 +107,25 @@ def gather(
     with _undisturbed(maxl, loader, seed), torch.no_grad(), _entering_the_head(maxl.network) as features:
         batches, are_first = _batches(loader, max_samples, draw)
         for batch in batches:
-            x, y, *rest = _some_of(moved(batch, device_of(maxl)), wanted, draw)
+            batch = moved(batch, device_of(maxl))
+            if (size := len(batch[1])) > wanted:
+                batch = _rows(batch, _drawn(size, wanted, draw), size)
+            x, y, *rest = batch
             maxl.check_batch(x, y)
-            parts.append(_made_of(maxl, x, y, rest, features, to_images, draw))
+            parts.append(_outputs(maxl, x, y, rest, features, to_images, draw))
             wanted -= len(y)
             if not wanted:
                 break
     if not parts:
         raise ValueError("`loader` must yield at least one batch, found none. Check the dataset behind it.")
-    if any(part["human"] is not None for part in parts):  # unknown in the other batches
-        for part in parts:
-            part["human"] = torch.full_like(part["y"], -1) if part["human"] is None else part["human"]
     joined = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     kept = np.isfinite(joined["labels"]).all(axis=1)
-    kind = "pixels" if y.dim() > 1 else "samples"
     if not kept.any():
+        kind = "pixels" if y.dim() > 1 else "samples"
         return f"the generator's labels of all {len(kept):,} {kind} that were looked at are not finite."
     joined = {name: None if part is None else part[kept] for name, part in joined.items()}
+    if (joined["human"] < 0).all():
+        joined["human"] = None
     if joined["images"] is not None:
         joined["images"] = _pictures(joined["images"], scale=to_images is None)
     dropped = int((~kept).sum())
@@ -118,7 +134,7 @@ def gather(
 
 @contextlib.contextmanager
 def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode and random numbers from a seed inside; all as it was after it."""
+    """Inside: evaluation mode, and random numbers from a seed. After it everything is as it was before."""
     buffers, numbers = buffer_copies(maxl), RandomNumbers(cuda_devices(maxl), {"loader": loader})
     state = numbers.state()
     torch.default_generator.manual_seed(seed)
@@ -135,7 +151,7 @@ def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _entering_the_head(network: MultiTaskNetwork) -> Iterator[list[Tensor]]:
-    """A list that holds what entered the head in the last pass, or what left a headless backbone."""
+    """A list with the input of the head in the last pass, or the output of a backbone without a head."""
     features: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -150,84 +166,72 @@ def _entering_the_head(network: MultiTaskNetwork) -> Iterator[list[Tensor]]:
 
 
 def _batches(loader: Iterable[Any], max_samples: int, draw: np.random.Generator) -> tuple[Iterable[Any], bool]:
-    """Returns batches from all over the data, where that does not mean to read all of it; and whether it does."""
+    """Batches drawn from all of the data, or the first ones if that would mean to read all; and whether it would."""
     if isinstance(loader, (list, tuple)):
         return _parts(loader, max_samples, draw), False
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader, True
-    if (size := length(loader)) is not None and loader.batch_sampler is not None:
-        batches: Any = loader.batch_sampler
-        with contextlib.suppress(Exception):  # samplers may have a state of their own, and hold what has no copy
-            batches = copy.deepcopy(batches, {id(loader.dataset): loader.dataset})
-        indices = [index for batch in islice(batches, size) for index in batch]
-        chosen = [indices[one] for one in _drawn(len(indices), max_samples, draw)]
-        step = loader.batch_size or 100
-        parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
-        same = {name: getattr(loader, name) for name in PASSED_ON}
-        return DataLoader(loader.dataset, batch_sampler=parts, **same), False
-    return loader, True
+    if (size := length(loader)) is None or loader.batch_sampler is None:
+        return loader, True
+    batches: Any = loader.batch_sampler
+    with contextlib.suppress(Exception):  # a sampler may have a state of its own, or hold what can't be copied
+        batches = copy.deepcopy(batches, {id(loader.dataset): loader.dataset})
+    indices = [index for batch in islice(batches, size) for index in batch]
+    chosen = [indices[one] for one in _drawn(len(indices), max_samples, draw)]
+    step = loader.batch_size or 100
+    parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
+    same = {name: getattr(loader, name) for name in PASSED_ON}
+    return DataLoader(loader.dataset, batch_sampler=parts, **same), False
 
 
 def _parts(batches: Sequence[Any], max_samples: int, draw: np.random.Generator) -> Iterator[Any]:
-    """A share of each batch, where these have more samples than are wanted."""
-    given = [batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None for batch in batches]
-    sizes = [len(y) if isinstance(y, Tensor) and y.dim() else 1 for y in given]
+    """Batches with a share of the samples of each, if they have more than so many samples together."""
+    labels = [batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None for batch in batches]
+    sizes = [len(y) if isinstance(y, Tensor) and y.dim() else 1 for y in labels]
     starts = np.cumsum([0, *sizes])
     chosen = _drawn(int(starts[-1]), max_samples, draw)
     for batch, start, size in zip(batches, starts, sizes):
         own = chosen[(chosen >= start) & (chosen < start + size)] - start
         if len(own):
-            yield batch if len(own) == size else tuple(_rows(part, torch.from_numpy(own), size) for part in batch)
+            yield batch if len(own) == size else _rows(batch, own, size)
 
 
 def _drawn(size: int, most: int, draw: np.random.Generator) -> Any:
-    """So many of the first integers at most, in order."""
+    """Draws so many of the integers below a size, or all if they are fewer, in order."""
     return np.sort(draw.choice(size, min(most, size), replace=False))
 
 
-def _some_of(batch: tuple[Any, ...], wanted: int, draw: np.random.Generator) -> tuple[Any, ...]:
-    """Returns a batch, or as many of its samples as are wanted if it has more."""
-    size = len(batch[1])
-    if size <= wanted:
-        return batch
-    chosen = torch.from_numpy(_drawn(size, wanted, draw))
-    return tuple(_rows(part, chosen, size) for part in batch)
-
-
-def _rows(part: Any, chosen: Tensor, size: int) -> Any:
+def _rows(part: Any, chosen: Any, size: int) -> Any:
+    """The chosen samples of a batch, or of a part of it, that holds so many."""
     if isinstance(part, Tensor) and part.dim() and len(part) == size:
-        return part[chosen.to(part.device)]
+        return part[torch.from_numpy(chosen).to(part.device)]
     if isinstance(part, Mapping):
         return {key: _rows(value, chosen, size) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
         if len(part) == size and not any(isinstance(one, Tensor) and one.dim() and len(one) == size for one in part):
-            return [part[one] for one in chosen.tolist()]  # an element a sample: texts, images of different sizes
+            return [part[one] for one in chosen]  # an element for each sample: texts, images of different sizes
         values = [_rows(value, chosen, size) for value in part]
         return values if isinstance(part, list) else tuple(values)
     return part
 
 
-def _made_of(
+def _outputs(
     maxl: MAXL, x: Any, y: Tensor, rest: list[Any], features: list[Tensor], to_images: Any, draw: np.random.Generator
 ) -> dict[str, Any]:
-    """What the learner makes of one batch, on the CPU."""
+    """What one batch adds to the fields of :class:`Samples`, on the CPU."""
     labels = maxl.generator(x, y)
     maxl.check_targets(labels, y)
     labels = (labels / labels.sum(dim=1, keepdim=True)).float().cpu()
-    human = _human(rest[0], y) if rest else None
+    y, human = y.cpu(), _human(rest, y).cpu()
     if y.dim() > 1:
         pixels = labels.movedim(1, -1).flatten(0, -2)
         kept = torch.from_numpy(draw.choice(len(pixels), min(len(pixels), PIXELS * len(y)), replace=False))
-        own = [None if one is None else one.cpu().flatten()[kept] for one in (y, human)]
-        return {"labels": pixels[kept], "y": own[0], "human": own[1], "features": None, "images": None}
+        y, human = y.flatten()[kept], human.flatten()[kept]
+        return {"labels": pixels[kept], "y": y, "human": human, "features": None, "images": None}
     maxl(x)
-    return {
-        "labels": labels,
-        "y": y.cpu(),
-        "human": None if human is None else human.cpu(),
-        "features": _flat(features[0], maxl.network).float().cpu(),
-        "images": _checked_images(x, len(y), to_images),
-    }
+    entered = _flat(features[0], maxl.network).float().cpu()
+    images = _checked_images(x, len(y), to_images)
+    return {"labels": labels, "y": y, "human": human, "features": entered, "images": images}
 
 
 def _flat(features: Tensor, network: MultiTaskNetwork) -> Tensor:
@@ -238,14 +242,15 @@ def _flat(features: Tensor, network: MultiTaskNetwork) -> Tensor:
     return features.flatten(1, -2).mean(dim=1) if is_layer and features.dim() > 2 else features.flatten(1)
 
 
-def _human(labels: Any, y: Tensor) -> Tensor | None:
-    """Human labels, negative where there is none; None if these are something else."""
+def _human(rest: list[Any], y: Tensor) -> Tensor:
+    """The human labels behind y in a batch; -1 if there is nothing, or something else."""
+    labels: Any = rest[0] if rest else None
     fits = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == y.shape
-    return labels.long() if fits else None
+    return labels.long() if fits else torch.full_like(y, -1)
 
 
 def _checked_images(x: Any, size: int, to_images: Callable[[Any], Any] | None) -> Tensor | None:
-    """Images of a batch, ``[N, 1 or 3, H, W]`` and not too large; None if there are none."""
+    """The images of a batch, ``[N, 1 or 3, H, W]``, made smaller if they are large; None if x is no image."""
     if to_images is None and not (isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3)):
         return None
     images = torch.as_tensor(x if to_images is None else to_images(x)).float().cpu()
@@ -261,14 +266,14 @@ def _checked_images(x: Any, size: int, to_images: Callable[[Any], Any] | None) -
 
 
 def _joined(parts: list[Any]) -> Any:
-    """One array of all parts; None if there are none, or if they differ in shape."""
+    """One array of all parts; None if one of them is None, or if they differ in shape."""
     if any(part is None for part in parts) or len({part.shape[1:] for part in parts}) > 1:
         return None
     return torch.cat(parts).numpy()
 
 
 def _pictures(images: Any, scale: bool) -> Any:
-    """Pictures in 0 .. 1; what is not finite is as dark or as light as can be."""
+    """Pictures in 0 .. 1; values that are not finite become 0 or 1."""
     low, high = 0.0, 1.0
     if scale and (finite := images[np.isfinite(images)]).size:
         low, high = np.percentile(finite, OUTERMOST)

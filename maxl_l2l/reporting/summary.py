@@ -278,8 +278,3 @@ def _signs(found: Sequence[Collapse], evidence: Evidence) -> list[str]:
 
 def _part(times: int, found: Sequence[Collapse]) -> str:
     return f" (in {times} of {len(found)})" if len(found) > 1 else ""
-
-
-def focus(evidence: Evidence) -> Group | None:
-    """Returns the runs whose labels are shown over the epochs: the first that have recorded their use."""
-    return next((group for group in [*evidence.invented, *evidence.groups] if any(group.last("use"))), None)
