@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoints import replace_file, try_folder
 from ..checks import check_count, check_kind
+from ..extras import missing
 from ..labels import Hierarchy
 from ..learners import MAXL, AuxiliaryLabelGenerator
 from ..training import History, check_loader
@@ -79,9 +80,10 @@ def report(
     _check_rest(to_images, title, seed)
     _check_names(class_names, "class_names", _hierarchies(groups, maxl))
     _check_names(human_names, "human_names", [])
-    # Here, as these rooms load matplotlib, which `import maxl_l2l` must not do.
-    from .html_page import page
-    from .sections import FIGURES, sections
+    try:  # here, as `import maxl_l2l` must not load matplotlib
+        from .html_page import FIGURES, page, sections
+    except ModuleNotFoundError as error:
+        raise missing(str(error.name).split(".")[0], "report()", extra="report") from error
 
     place = _writable(folder, FIGURES)
     with ONE_AT_A_TIME:

@@ -1,29 +1,26 @@
-"""The page: a report as one HTML file that needs nothing else."""
+"""The page: the sections of a report, each a figure or the reason why it is left out, and one HTML file of them all."""
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import platform
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Environment, StrictUndefined
 
-from ..extras import missing
-from .comparison import Estimate, Group
+from ..training import History
+from ..version import VERSION
+from .comparison import Estimate, Group, text_of
 from .evidence import Evidence
-from .sections import Section
+from .run_figures import labels, learning, use
+from .sample_figures import features, human_classes, pictures
+from .style import look, png, texts
 from .summary import answers
-
-try:
-    from jinja2 import Environment, StrictUndefined
-except ImportError as error:
-    raise missing("jinja2", "report()", extra="report") from error
-
 
 NUMBERS = {
     "test_loss": "Test loss",
@@ -39,7 +36,16 @@ NUMBERS = {
     "seconds": "Seconds an epoch, with evaluation",
     "steps_per_second": "Steps a second",
 }
-"""What the table of final numbers has beside what runs are compared by."""
+"""Rows of the table of final numbers, beside the measure that runs are compared by: names of quantities by key."""
+FIGURES = {
+    "learning-curves": ("Learning curves and gains", learning),
+    "labels": ("Labels over the epochs", labels),
+    "use": ("Use of sub-classes over the epochs", use),
+    "gallery": ("Images of each invented class", pictures),
+    "embedding": ("Shared features", features),
+    "human-classes": ("Invented and human classes", human_classes),
+}
+"""Heading and drawing function of each figure, by its file's name, in order."""
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -85,38 +91,77 @@ th { font-weight: 600; } td { overflow-wrap: break-word; } .number { white-space
 <ul>{% for sentence in answer.sentences %}<li>{{ sentence }}</li>{% endfor %}</ul>
 </div>
 {% endfor %}</section>
-{% if numbers.rows %}<section>
+{% if numbers %}<section>
 <h2>Final numbers</h2>
 <p>Means over runs after their last epoch, ± standard error where there are several runs.</p>
-{{ table(numbers) }}
+{{ table(*numbers, kind="number") }}
 </section>
-{% endif %}{% for section in drawn %}<section>
+{% endif %}{% for section in sections if section.png %}<section>
 <h2>{{ section.title }}</h2>
 <figure>
-<img src="data:image/png;base64,{{ section.image }}" alt="{{ section.alt }}">
+<img src="data:image/png;base64,{{ base64(section.png) }}" alt="{{ section.alt }}">
 <figcaption>{{ section.caption }}</figcaption>
 </figure>
-{% if section.names.rows %}{{ table(section.names) }}
+{% if section.names %}{{ table(["In the figure", "In full"], section.names.items()) }}
 {% endif %}</section>
 {% endfor %}{% if left_out %}<section>
 <h2>Left out</h2>
-<ul>{% for section in left_out %}<li><strong>{{ section.title }}</strong>: {{ section.reason }}</li>
+<ul>{% for section in sections if not section.png %}<li><strong>{{ section.title }}</strong>: {{ section.reason }}</li>
 {% endfor %}</ul>
 </section>
 {% endif %}{% for name, one in tables.items() %}<section>
 <h2>{{ name }}</h2>
-{{ table(one) }}
+{{ table(*one) }}
 </section>
 {% endfor %}</main>
 </body>
 </html>
 """
-TABLE = """{% macro table(one) %}<div class="scroll" tabindex="0"><table>
-<thead><tr>{% for cell in one.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in one.rows %}<tr><th scope="row">{{ row[0] }}</th>\
-{% for cell in row[1:] %}<td{% if one.numbers %} class="number"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+TABLE = """{% macro table(head, rows, kind="") %}<div class="scroll" tabindex="0"><table>
+<thead><tr>{% for cell in head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr><th scope="row">{{ row[0] }}</th>\
+{% for cell in row[1:] %}<td{% if kind %} class="{{ kind }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>{% endmacro %}"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its file, without ``.png``.
+        title: Its heading.
+        caption: What to see, and how to read it.
+        alt: What it shows, for those who can't see it.
+        png: The image; None if it is left out.
+        reason: Why it is left out.
+        names: The full names that are cut in it, by their short form.
+    """
+
+    name: str
+    title: str
+    caption: str = ""
+    alt: str = ""
+    png: bytes | None = None
+    reason: str = ""
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def sections(evidence: Evidence) -> list[Section]:
+    """Returns all figures in order, drawn or left out."""
+    found = []
+    with look():
+        for name, (title, draw) in FIGURES.items():
+            drawn = draw(evidence)
+            if isinstance(drawn, str):
+                found.append(Section(name, title, reason=drawn))
+            else:
+                figure, alt, caption = drawn
+                image, written = png(figure), texts(figure)
+                names = {cut: full for cut, full in evidence.cut_names().items() if cut in written}
+                found.append(Section(name, title, caption, alt, image, names=names))
+    return found
 
 
 def page(title: str, evidence: Evidence, sections: Sequence[Section]) -> str:
@@ -128,32 +173,22 @@ def page(title: str, evidence: Evidence, sections: Sequence[Section]) -> str:
         sections: Its figures.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    drawn = [
-        {
-            "title": one.title,
-            "alt": one.alt,
-            "caption": one.caption,
-            "image": base64.b64encode(one.png).decode(),
-            "names": {"head": ["In the figure", "In full"], "rows": list(one.names.items()), "numbers": False},
-        }
-        for one in sections
-        if one.png is not None
-    ]
     return environment.from_string(TABLE + TEMPLATE).render(
         title=title,
         answers=answers(evidence),
         numbers=_numbers(evidence),
-        drawn=drawn,
-        left_out=[one for one in sections if one.png is None],
+        sections=sections,
+        left_out=any(one.png is None for one in sections),
+        base64=lambda content: base64.b64encode(content).decode(),
         tables=_tables(evidence.groups),
     )
 
 
-def _numbers(evidence: Evidence) -> dict[str, Any]:
-    """What each group of runs reaches and gains, and what else was recorded: a column a group."""
+def _numbers(evidence: Evidence) -> tuple[Any, ...]:
+    """Head and rows of a table of what groups of runs reach, gain and have recorded; empty if there is no measure."""
     measure, groups = evidence.measure, evidence.groups
     if measure is None:
-        return {"head": [], "rows": [], "numbers": True}
+        return ()
     reached = [group.estimate(measure.key) for group in groups]
     rows = [
         ["Runs", *(str(len(group.runs)) for group in groups)],
@@ -161,73 +196,54 @@ def _numbers(evidence: Evidence) -> dict[str, Any]:
     ]
     if evidence.singles:
         others = [None if group.source == "SingleTask" else evidence.single(group) for group in groups]
-        gains = [None if other is None else group.gain(other, measure.key) for group, other in zip(groups, others)]
-        texts = ["" if gain is None else measure.text(gain, signed=True) for gain in gains]
-        rows.append(["Gain over single-task runs, paired", *texts])
+        gains = [group.gain(other, measure.key) for group, other in zip(groups, others)]
+        found = ["" if gain is None else measure.text(gain, signed=True) for gain in gains]
+        rows.append(["Gain over single-task runs, paired", *found])
     for key, name in NUMBERS.items():
-        found = [group.estimate(key) for group in groups]
-        if key != measure.key and any(found):
-            rows.append([name, *map(_text, found)])
-    return {"head": ["Last epoch", *(group.title for group in groups)], "rows": rows, "numbers": True}
+        last = [group.estimate(key) for group in groups]
+        if key != measure.key and any(last):
+            rows.append([name, *map(_text, last)])
+    return ["Last epoch", *(group.title for group in groups)], rows
 
 
 def _text(estimate: Estimate | None) -> str:
-    """A mean to three digits, or to the first one of its error, and that error."""
+    """A mean to three digits, or to the first digit of its error, and that error."""
     if estimate is None:
         return ""
-    size = max(abs(estimate.mean), estimate.error or 0.0)
-    if size >= 1e5:
-        error = "" if estimate.error is None else f" ± {estimate.error:.1g}"
-        return f"{estimate.mean:.3g}{error}"
-    telling = estimate.error or abs(estimate.mean) / 100 or 1.0
-    digits = min(6, max(0, -math.floor(math.log10(telling))))
-    return f"{estimate.mean:.{digits}f}" + ("" if estimate.error is None else f" ± {estimate.error:.{digits}f}")
+    if max(abs(estimate.mean), estimate.error or 0.0) >= 1e5:
+        mean, error = ".3g", ".1g"
+    else:
+        telling = estimate.error or abs(estimate.mean) / 100 or 1.0
+        mean = error = f".{min(6, max(0, -math.floor(math.log10(telling))))}f"
+    return f"{estimate.mean:{mean}}" + ("" if estimate.error is None else f" ± {estimate.error:{error}}")
 
 
-def _tables(groups: Sequence[Group]) -> dict[str, Any]:
-    """Settings that all runs share, those that differ, and versions."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for group in groups:
-        for run in group.runs:
-            for name, value in run.settings.items():
-                found.setdefault(name, {}).setdefault(group.title, []).append(_plain(value))
-    total = sum(len(group.runs) for group in groups)
+def _tables(groups: Sequence[Group]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Head and rows of tables, by their headings: settings that all runs share, those that differ, and versions."""
+    runs = [run for group in groups for run in group.runs]
     shared, differing = [], []
-    for name, by_group in found.items():
-        values = [value for several in by_group.values() for value in several]
-        if len(set(values)) == 1 and len(values) == total:
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        values = [text_of(run.settings[name]) for run in runs if name in run.settings]
+        if len(set(values)) == 1 and len(values) == len(runs):
             shared.append([name, values[0]])
         else:
-            differing.append([name, *(_some(by_group.get(group.title, [])) for group in groups)])
-    tables = {}
-    if shared:
-        tables["Settings of all runs"] = {"head": ["Setting", "Value"], "rows": shared, "numbers": False}
-    if differing:
-        head = ["Setting", *(group.title for group in groups)]
-        tables["Settings that differ"] = {"head": head, "rows": differing, "numbers": False}
-    versions = {"head": ["What", "Version"], "rows": _versions(), "numbers": False}
-    return {**tables, "Where this report was made": versions}
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _some(values: list[str]) -> str:
-    """Different values in order, the first ones of many."""
-    different = list(dict.fromkeys(values))
-    return ", ".join(different[:8]) + (f", … ({len(different)} in all)" if len(different) > 8 else "")
-
-
-def _versions() -> list[list[str]]:
-    try:
-        own = version("maxl_l2l")
-    except PackageNotFoundError:
-        own = "not installed"
-    return [
-        ["maxl_l2l", own],
+            differing.append([name, *(_some(group.runs, name) for group in groups)])
+    versions = [
+        ["maxl_l2l", VERSION],
         ["torch", str(torch.__version__)],
         ["numpy", np.__version__],
         ["Python", platform.python_version()],
         ["Platform", platform.platform()],
     ]
+    tables = {
+        "Settings of all runs": (["Setting", "Value"], shared),
+        "Settings that differ": (["Setting", *(group.title for group in groups)], differing),
+        "Where this report was made": (["What", "Version"], versions),
+    }
+    return {heading: (head, rows) for heading, (head, rows) in tables.items() if rows}
+
+
+def _some(runs: Iterable[History], name: str) -> str:
+    """The values of a setting in several runs, each once, in order; the first ones of many."""
+    different = list(dict.fromkeys(text_of(run.settings[name]) for run in runs if name in run.settings))
+    return ", ".join(different[:8]) + (f", … ({len(different)} in all)" if len(different) > 8 else "")

@@ -1,4 +1,4 @@
-"""Style: the common look of figures, and how they become PNG, without a trace in the user's own plots."""
+"""Style: the common look of figures, and how they become PNG; settings of the user's own plots stay as they are."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ..extras import missing
-
-try:
-    import matplotlib
-    import matplotlib.style
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-except ImportError as error:
-    raise missing("matplotlib", "report()", extra="report") from error
-
+import matplotlib
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 INK, GRAY, LIGHT = "#222222", "#5f5f5f", "#d0d0d0"
-
-
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, too faint on white; and a line
 # style or a marker each, for print.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -55,7 +47,7 @@ def look() -> Iterator[None]:
         matplotlib.rcParams.update(LOOK)
         # Names may be in a script that matplotlib's font lacks: the page has them in full.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        # At the margins of an axis that has all the size a number can have.
+        # From the margins of an axis whose values are near the largest number.
         warnings.filterwarnings("ignore", message="overflow encountered", category=RuntimeWarning)
         yield
 
@@ -76,18 +68,8 @@ def png(figure: Any) -> bytes:
 
 
 def texts(figure: Any) -> str:
-    """Returns all that is written in a figure."""
+    """Returns everything that is written in a figure, one text a line."""
     return "\n".join(text.get_text() for text in figure.findobj(Text))
-
-
-def short(name: str, width: int = 22) -> str:
-    """Returns a name, cut if it is longer.
-
-    Example:
-        >>> short("large omnivores and herbivores", 16)
-        'large omnivores…'
-    """
-    return name if len(name) <= width else f"{name[: width - 1].rstrip()}…"
 
 
 def look_of(number: int) -> tuple[str, Any, str]:
