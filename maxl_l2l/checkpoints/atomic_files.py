@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and moved into it; and the right to write one."""
+"""Atomic files: each is written under a temporary name and then renamed; a lock lets one process at a time write it."""
 
 import contextlib
 import errno
@@ -15,22 +15,19 @@ from filelock import FileLock, Timeout
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PATIENCE = 15.0
-"""Seconds to wait for a file's owner to go: data loader workers outlive a killed process, and its lock, by a few."""
+"""Seconds to wait for a lock: the data loader workers of a killed process hold it a few seconds longer."""
 
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any], keep: str | Path | None = None) -> None:
-    """Writes a file so that its name never holds half of it; what stood there before stays until the new one is safe.
-
-    It gets the permissions of any new file.
+    """Writes a file completely or not at all: an old file of that name stays until the new one is on the disk.
 
     Args:
-        path: The file; its folder is made if missing.
+        path: The file; its folder is made if missing. It gets the default permissions of new files.
         write: Called with a binary file to write to.
-        keep: Where to leave what stood there before, if anything did.
+        keep: A path under which the old file is kept, if there is one.
 
     Raises:
-        OSError: The file can't be written; the old one is intact. This is the system's own error, whatever a library
-            that writes has made of it.
+        OSError: The file can't be written; the old one is intact. It is the system's error even if ``write`` hides it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +61,10 @@ def try_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Holds the right to write a file, which one process has at a time; a killed one loses it.
-
-    What such a process has left behind of the file, half written, is removed.
+    """Locks a file for writing; the lock ends with its process. Unfinished files that a killed one left are removed.
 
     Raises:
-        BlockingIOError: Another run has it.
+        BlockingIOError: Another run holds the lock.
         OSError: The folder can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +79,10 @@ def sole_writer(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        yield  # the file system has none
+        yield  # the file system has no locks
         return
     try:
-        parts = re.compile(rf"\.{re.escape(path.name)}\.(former|\w{{8}})\.part")  # and not those of longer names
+        parts = re.compile(rf"\.{re.escape(path.name)}\.(former|\w{{8}})\.part")  # not those of files with longer names
         for left in path.parent.iterdir():
             if parts.fullmatch(left.name):
                 left.unlink(missing_ok=True)
@@ -97,7 +92,7 @@ def sole_writer(path: Path) -> Iterator[None]:
 
 
 def _keep(target: Path, kept: Path) -> None:
-    """Gives a file a second name, so that it is never without one; in a file system that can't, copies it."""
+    """Links a file to a second name, so that it always has one; copies it where the file system has no links."""
     part = target.with_name(f".{target.name}.former.part")
     part.unlink(missing_ok=True)
     try:
@@ -112,7 +107,7 @@ def _keep(target: Path, kept: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Has a folder's new names written to the disk, where the system can: a file is safe only with its name."""
+    """Writes a folder's entries to the disk, where the system can: a new file is lost without its entry."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -124,14 +119,14 @@ def _settle(folder: Path) -> None:
 
 
 def _umask() -> int:
-    """What a new file does not allow; it can't be read but by setting it."""
+    """The permissions that new files do not get; it can be read only by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 class _Disk(io.FileIO):
-    """A file that keeps the error of a write that failed: torch.save raises a RuntimeError in its place."""
+    """A file that keeps the OSError of a failed write, which torch.save replaces by a RuntimeError."""
 
     error: OSError | None = None
 

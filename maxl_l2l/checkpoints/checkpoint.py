@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had not stopped, in one file of plain tensors."""
+"""Checkpoints: all that a run needs to continue exactly, in one file of tensors and plain data."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ..inner_step import RULES
 from ..passes import write_buffers
 from ..version import VERSION
 from .atomic_files import replace_file
-from .file_format import FORMAT, former, not_finite, read_file
+from .file_format import FORMAT, not_finite, previous, read_file
 from .plain_data import plain, unreadable
 
 
@@ -35,7 +35,7 @@ class Checkpoint:
 
     Attributes:
         parts: Modules, optimizers and schedulers, by name.
-        ranks: The processes of the run; rank 0 writes, for all.
+        ranks: The processes of the run; rank 0 writes for all of them.
     """
 
     parts: Mapping[str, Stateful]
@@ -47,11 +47,11 @@ class Checkpoint:
         Args:
             path: The file.
             progress: What all ranks have in common, plain data.
-            own: What each rank has of its own, tensors and plain data.
-            keep: Whether what stood there before is kept beside it.
+            own: This rank's own part, tensors and plain data.
+            keep: Whether the old file is kept, see :func:`previous`.
 
         Raises:
-            OSError: The file can't be written; what stood there before is intact.
+            OSError: The file can't be written; the old one is intact.
         """
         everyone = self.ranks.gathered(dict(own))
         if self.ranks.rank != 0:
@@ -63,10 +63,10 @@ class Checkpoint:
             "progress": plain(dict(progress)),
             "ranks": everyone,
         }
-        replace_file(path, lambda file: torch.save(content, file), keep=former(path) if keep else None)
+        replace_file(path, lambda file: torch.save(content, file), keep=previous(path) if keep else None)
 
     def check_readable(self) -> None:
-        """Raises ValueError if a part has a state that could be saved, but would not be loaded again."""
+        """Raises ValueError if a part's state could be saved, but not loaded again."""
         for name, part in self.parts.items():
             found = unreadable(plain(part.state_dict()))
             if found is not None:
@@ -92,10 +92,10 @@ class Checkpoint:
         return content
 
     def restore(self, content: Mapping[str, Any], path: Path) -> None:
-        """Puts all parts into the state that was saved, or none of them.
+        """Loads the saved states into all parts, or into none.
 
         Raises:
-            ValueError: A state does not fit the part that it is for; all are as they were.
+            ValueError: A state does not fit its part; all parts are as they were.
         """
         before = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
         name = ""
@@ -105,7 +105,7 @@ class Checkpoint:
                 part.load_state_dict(content["parts"][name])
                 if isinstance(part, Optimizer):
                     _check_optimizer(part)
-        except BaseException as error:  # what a part raises depends on what it stumbles over
+        except BaseException as error:  # parts raise errors of any kind
             for part, state in zip(self.parts.values(), before.values()):
                 part.load_state_dict(state)
             if not isinstance(error, Exception) or is_out_of_memory(error):
@@ -135,7 +135,7 @@ class _Unfit(Exception):
 
 
 def _check_state(part: Stateful, state: Any) -> None:
-    """Raises _Unfit unless a state has the entries that the part has, of its shapes, and parameters that are finite."""
+    """Raises _Unfit unless a state has the part's entries in their shapes, and finite parameters."""
     own = part.state_dict()
     if not isinstance(state, Mapping):
         raise _Unfit(f"its state is a {type(state).__name__}")
@@ -154,7 +154,7 @@ def _check_state(part: Stateful, state: Any) -> None:
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
-    """Raises unless a state that was loaded lets an optimizer of torch.optim take a step and leaves numbers finite."""
+    """Raises unless an optimizer of torch.optim can take a step with its loaded state, and parameters stay finite."""
     if type(optimizer) not in RULES:
         return
     trial = copy.deepcopy(optimizer)
@@ -178,11 +178,11 @@ def _words(error: Exception) -> str:
 
 
 def unwritten(path: Path, error: OSError, saved: str | None) -> OSError:
-    """Returns the system's error with what it means for the run.
+    """Returns the system's error, with a message that says what it means for the run.
 
     Args:
         path: The checkpoint that could not be written.
-        error: Why.
+        error: The system's error.
         saved: What this run has saved there before, in words; None for nothing.
     """
     if saved is not None:

@@ -1,7 +1,7 @@
-"""The file format of checkpoints: read without running what is in a file, and told apart from all other files.
+"""The file format of checkpoints: reading runs no code from a file, and files of other programs are recognised.
 
-A file is one of ``torch.save``: a zip archive of a pickle and of the tensors' bytes, none of them compressed. torch
-does not compare the bytes with the archive's check sums, so that is done here.
+A checkpoint is a file of ``torch.save``: an uncompressed zip archive of a pickle and the tensors' bytes. torch does not
+verify the archive's checksums, so that is done here.
 """
 
 import zipfile
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 FORMAT = 4
-"""Goes up by one when what a checkpoint holds changes; older formats of released versions stay readable."""
+"""Raised by one when the content of checkpoints changes; formats of released versions stay readable."""
 FIELDS = {"format": int, "version": str, "parts": dict, "progress": dict, "ranks": list}
 PROGRESS = {"history": dict, "steps": int}
 HISTORY = {"settings": dict, "epochs": list}
 
 
-def former(path: Path) -> Path:
+def previous(path: Path) -> Path:
     """Where the checkpoint before the last one is kept."""
     return path.with_name(f"{path.name}.previous")
 
@@ -30,8 +30,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: The file can't be read.
-        ValueError: It is no checkpoint, damaged, or of another format; the message says which, and what there is to go
-            on from.
+        ValueError: It is no checkpoint, damaged, or of another format; the message says which, and what to do.
     """
     try:
         return _content(path)
@@ -40,8 +39,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _advice(path: Path) -> str:
-    """What to do without a checkpoint."""
-    earlier = former(path)
+    """What to do if a checkpoint can't be read."""
+    earlier = previous(path)
     try:
         steps = _content(earlier)["progress"]["steps"]
     except (OSError, ValueError):
@@ -62,7 +61,7 @@ def _content(path: Path) -> dict[str, Any]:
             f"`checkpoint` must hold tensors and plain data alone, found other objects in {path}, which were not "
             "loaded, as they could run any program."
         ) from error
-    except Exception as error:  # what torch.load raises depends on which bytes it stumbles over
+    except Exception as error:  # torch.load raises errors of any kind for damaged bytes
         raise ValueError(
             f"`checkpoint` must be a file that fit() wrote, found that {path} is damaged: {_first_line(error)}."
         ) from error
@@ -99,7 +98,7 @@ def _check_archive(path: Path) -> None:
             damaged = archive.testzip()
     except ValueError:
         raise
-    except Exception as error:  # BadZipFile, and what struct and codecs raise in it
+    except Exception as error:  # BadZipFile, and errors of struct and codecs
         raise ValueError(
             f"`checkpoint` must be a file that fit() wrote, found that {path} is damaged: {_first_line(error)}."
         ) from error
@@ -128,7 +127,7 @@ def _check_format(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _misfit(content: Any, fields: Mapping[str, type], place: str = "") -> str | None:
-    """Says which of several entries is missing or of another kind; None if all are there."""
+    """Describes an entry that is missing or of another type; None if all are there."""
     for name, kind in fields.items():
         if name not in content:
             return f"{place}{name} is missing"
@@ -138,7 +137,7 @@ def _misfit(content: Any, fields: Mapping[str, type], place: str = "") -> str | 
 
 
 def _wrong_progress(content: Mapping[str, Any]) -> str | None:
-    """Says what contradicts itself in the progress of a run; None if nothing does."""
+    """Describes what is inconsistent in the progress of a run; None if nothing is."""
     progress, ranks = content["progress"], content["ranks"]
     epochs = progress["history"]["epochs"]
     if progress["steps"] < 0:
@@ -163,7 +162,7 @@ def _wrong_progress(content: Mapping[str, Any]) -> str | None:
 
 
 def _is_place(place: Mapping[str, Any]) -> bool:
-    """Whether this says where a run stands in its data."""
+    """Whether this is the place in its data that a run has reached."""
     if _misfit(place, {"done": int, "main": dict, "random": dict}) or not isinstance(place.get("meta"), dict | None):
         return False
     readers = [reader for reader in (place["main"], place["meta"]) if reader is not None]
@@ -185,7 +184,7 @@ def not_finite(state: Mapping[str, Any]) -> list[str]:
 
 
 def _in_words(content: Any) -> str:
-    """What a file holds that is no checkpoint."""
+    """Describes the content of a file that is no checkpoint."""
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
         return "a state_dict"
     return f"a {type(content).__name__}"

@@ -1,4 +1,4 @@
-"""Plain data: what a file can hold that is read without trusting it."""
+"""Plain data: the values, besides tensors, that ``torch.load(weights_only=True)`` loads."""
 
 import copy
 import io
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def plain(value: Any) -> Any:
-    """Returns a nested value with Python's numbers in the place of NumPy's, and tensors in the place of arrays."""
+    """Replaces NumPy's numbers by Python's, and arrays by tensors, in a nested value."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, dict):
-        found = copy.copy(value)  # of its class, with its attributes: a module's state has some
+        found = copy.copy(value)  # keeps the class and the attributes, which a module's state has
         found.update((key, plain(entry)) for key, entry in value.items())
         return found
     if type(value) in (list, tuple):
@@ -25,13 +25,13 @@ def plain(value: Any) -> Any:
 
 
 def unreadable(value: Any) -> str | None:
-    """Says what of a nested value a safe load would refuse; None if it would load it. Tensors are passed over."""
+    """Describes what ``weights_only=True`` refuses in a nested value; None if nothing. Tensors are skipped."""
     file = io.BytesIO()
     try:
         torch.save(_without_tensors(value), file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except Exception as error:  # what pickle raises depends on what it meets
+    except Exception as error:  # pickle raises errors of any kind
         return next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).split("\n")[0])
     return None
 

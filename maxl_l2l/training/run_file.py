@@ -1,10 +1,10 @@
-"""The file of a run: where a run is saved to, while it goes on and when it fails, and from where it goes on."""
+"""The file of a run, to which it is saved while it trains and when it fails, and from which it is resumed."""
 
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Buffers, Checkpoint, former, sole_writer, try_folder, unwritten
+from ..checkpoints import Buffers, Checkpoint, previous, sole_writer, try_folder, unwritten
 from ..errors import NonFiniteError, add_note, is_out_of_memory
 from .batches import length
 from .evaluation import device_of
@@ -14,12 +14,12 @@ from .settings import check_same_settings
 
 
 class RunFile:
-    """Saves a run to its checkpoint, if it has one, and finds it again there.
+    """Saves a run to its checkpoint, if it has one, and resumes it from there.
 
     Attributes:
         run: The run.
         saved: What the checkpoint in the file holds, in words.
-        saved_steps: How many steps had been taken then.
+        saved_steps: Number of steps that had been taken then.
         unsaved: Why it could not be written the last time; None if it could.
     """
 
@@ -30,12 +30,12 @@ class RunFile:
         self.unsaved: OSError | None = None
 
     def start(self, epochs: int, resume: bool, held: ExitStack) -> None:
-        """Goes to where the checkpoint is, if that is wanted and there is one, and meets the other ranks there.
+        """Resumes from the checkpoint, if that is wanted and there is one, and checks that all ranks start alike.
 
         Args:
-            epochs: How many there will be.
-            resume: Whether to go on from the checkpoint.
-            held: Takes the right to write it, which ends with it.
+            epochs: Number of epochs.
+            resume: Whether to resume from the checkpoint.
+            held: Holds the lock on the checkpoint until it is closed.
         """
         self.run.ranks.request = 0
         with self.run.ranks.call("fit"):
@@ -46,7 +46,7 @@ class RunFile:
                 self.parts().check_readable()
                 if resume and self.run.checkpoint.exists():
                     self.restore(self.run.checkpoint)
-                elif resume and (earlier := former(self.run.checkpoint)).exists():
+                elif resume and (earlier := previous(self.run.checkpoint)).exists():
                     raise FileNotFoundError(
                         f"`checkpoint` must be there to go on from, found {earlier} alone. Rename it to "
                         f"{self.run.checkpoint.name} to go on from it, or begin again with resume=False."
@@ -55,7 +55,7 @@ class RunFile:
         self.run.ranks.check_same({"epochs": epochs, **self.run.common()}, "fit")
 
     def stops(self, due: bool = False) -> bool:
-        """Returns whether to stop here; saves before that, and if a checkpoint is due by the clock or anyway."""
+        """Returns whether to stop here; saves if so, and if a checkpoint is due by the clock or as given."""
         stop, due = self.run.clock.time_is_up(), due or self.run.clock.checkpoint_is_due()
         if self.run.clock.is_set:
             stop, due = self.run.ranks.gathered((stop, due))[0]
@@ -65,7 +65,7 @@ class RunFile:
         return stop
 
     def save_checkpoint(self, path: Path) -> None:
-        """Writes the checkpoint; raises OSError, with what is left to go on from, if that fails."""
+        """Writes the checkpoint; if that fails, raises OSError with what is left to resume from."""
         with self.run.ranks.call("fit"):
             try:
                 with self.run.clock.saving():
@@ -86,7 +86,7 @@ class RunFile:
         return NonFiniteError(error.term, f"{where}: {error} {kept}", self.run.history)
 
     def note(self, error: Exception) -> None:
-        """Adds to an error where it stopped the run and what is left to go on from, which is saved if need be."""
+        """Adds to an error where it stopped the run and what is left to resume from, which is saved if need be."""
         if error is self.unsaved:
             return
         words = [f"fit stopped at step {self.run.steps + 1} (epoch {len(self.run.history) + 1})."]
@@ -94,7 +94,7 @@ class RunFile:
             words.append("The memory was not enough: micro_batches=2 halves what a step needs of it.")
         if self.run.checkpoint is None:
             words.append("Pass checkpoint= to save a run; the learner holds the parameters before this step.")
-        elif self.run.steps > self.saved_steps and self.run.ranks.size == 1:  # saving takes all, and one has failed
+        elif self.run.steps > self.saved_steps and self.run.ranks.size == 1:  # saving needs all ranks
             words.append(self.kept(self.run.checkpoint))
         else:
             words.append(f"The last checkpoint is {self.run.checkpoint if self.saved else 'none yet'}.")
@@ -127,7 +127,7 @@ class RunFile:
         self.parts().save(path, {"history": vars(self.run.history), "steps": self.run.steps}, own, keep)
 
     def restore(self, path: Path) -> None:
-        """Goes to where another run was saved; changes nothing if that was not one of the same settings."""
+        """Loads the state of a saved run; changes nothing if its settings are not the same."""
         parts = self.parts()
         content = parts.read(path)
         progress, ranks = content["progress"], content["ranks"]
@@ -153,7 +153,7 @@ class RunFile:
             self.run.numbers.restore(own["random"])
 
     def check_own(self, own: dict[str, Any], path: Path) -> None:
-        """Raises ValueError unless a rank's part of a checkpoint can be gone on from; changes nothing."""
+        """Raises ValueError unless a run can be resumed from a rank's part of a checkpoint; changes nothing."""
         inside, now = own["inside"], self.run.numbers.state()
         try:
             for state in [own["random"]] if inside is None else random_states(inside["place"]):
@@ -169,7 +169,7 @@ class RunFile:
             self.run.numbers.restore(now)
 
     def check_inside(self, inside: dict[str, Any]) -> None:
-        """Raises if a place inside an epoch is none of this run."""
+        """Raises if a place inside an epoch does not fit this run."""
         found = self.run.measures()
         found.load_state_dict(inside["measured"], device_of(self.run.maxl))
         found.values()
@@ -186,7 +186,7 @@ class RunFile:
         )
 
     def parts(self) -> Checkpoint:
-        """What has a state."""
+        """All parts of the run that have a state."""
         return Checkpoint(
             {
                 "maxl": self.run.maxl,
