@@ -1,7 +1,7 @@
-"""Several processes, called ranks, that train together on parts of one batch.
+"""Distributed training: several processes, called ranks, that train together on parts of one batch.
 
-They agree on what they do, sum gradients and statistics, and keep parameters and buffers the same everywhere. A process
-alone is the case of one rank, in which nothing is exchanged.
+The ranks check that they make the same calls, sum gradients and statistics, and keep parameters and buffers equal. A
+single process is one rank, which exchanges nothing.
 """
 
 from .ranks import Ranks, checked_process_group

@@ -1,7 +1,4 @@
-"""Ranks: the processes that each hold a part of one batch, what they agree on, and sums over them.
-
-A process alone is the case of size 1, in which nothing is exchanged and values pass as they are.
-"""
+"""Ranks: processes that each hold a part of one batch. They check that they make the same calls, and sum over all."""
 
 import contextlib
 import zlib
@@ -19,7 +16,7 @@ PRESENT, FAILED, AT_END = range(3)
 
 
 class Work(Protocol):
-    """A collective under way."""
+    """A collective operation that has been started."""
 
     def wait(self) -> Any: ...
 
@@ -27,15 +24,18 @@ class Work(Protocol):
 class Ranks:
     """The processes of a group, as one of them sees them.
 
+    At the start of each collective call the ranks meet: they exchange what they are about to do, and raise if it
+    differs. In a group of size 1 nothing is exchanged, and values are returned as they are.
+
     Args:
         group: A process group; None for this process alone.
-        device: Where the tensors are that the group passes on.
+        device: Device of the tensors that are exchanged.
 
     Attributes:
-        size: How many there are.
-        rank: Which of them this is.
-        request: What this rank asks of all, a number; 0 for nothing. It is told when they meet.
-        requested: The highest that any of them asked when they met last.
+        size: Number of ranks.
+        rank: Number of this rank.
+        request: A number that this rank sends to all when they meet, such as a signal; 0 for none.
+        requested: The highest request of all ranks when they last met.
     """
 
     def __init__(self, group: "dist.ProcessGroup | None" = None, device: torch.device | None = None) -> None:
@@ -55,7 +55,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def call(self, name: str) -> Iterator[None]:
-        """Surrounds a call that all ranks make: if it raises before they have met in it, the others are told."""
+        """Surrounds a call that all ranks make: if it raises before they meet in it, the others raise too."""
         if self.size == 1:
             yield
             return
@@ -64,7 +64,7 @@ class Ranks:
             yield
         except Exception as error:
             if self._counts is None and not isinstance(error, RankError):
-                self._counts = []  # a call around this one need not tell them again
+                self._counts = []  # an outer call need not report it again
                 with contextlib.suppress(RankError):  # this rank's own error is the one to show
                     self._meet(FAILED, f"{type(error).__name__}: {error}")
             raise
@@ -74,11 +74,11 @@ class Ranks:
                 self._counts = None
 
     def totals(self, options: str, *counts: int) -> tuple[int, ...]:
-        """Meets the other ranks in a call, once, and sums counts of samples over them.
+        """Meets the other ranks, once in each call, and sums counts of samples over them.
 
         Args:
-            options: What the ranks must have in common, in words.
-            counts: Of this rank.
+            options: The options of the call, in words; the same on all ranks.
+            counts: This rank's counts.
 
         Raises:
             RankError: A rank failed before, is at the end of its epoch, or makes another call.
@@ -110,7 +110,7 @@ class Ranks:
         return []
 
     def check_same(self, descriptions: Mapping[str, Any], argument: str) -> None:
-        """Raises RankError, on all ranks, if one of them describes something otherwise than rank 0 does."""
+        """Raises RankError on all ranks if a description differs between one of them and rank 0."""
         if self.size == 1:
             return
         everyone: list[Any] = [None] * self.size
@@ -146,7 +146,7 @@ class Ranks:
             work.wait()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sums a tensor over the ranks; differentiable any number of times, forwards too."""
+        """Sums a tensor over the ranks; differentiable any number of times, also in forward mode."""
         if self.size == 1:
             return tensor
         found: Tensor = _Sum.apply(tensor, self)
@@ -188,11 +188,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def own_random_numbers(self, devices: Iterable[int]) -> Iterator[None]:
-        """Draws other random numbers on each rank inside; outside, generators that are in step stay so.
-
-        Args:
-            devices: CUDA devices whose generators count.
-        """
+        """Draws different random numbers on each rank inside; generators that were equal before are equal after."""
         if self.size == 1:
             yield
             return
@@ -205,10 +201,7 @@ class Ranks:
             yield
 
     def from_first(self, tensor: Tensor) -> Tensor:
-        """Gives all ranks rank 0's values, in place.
-
-        They travel as bytes, because gloo sends no int16, and with torch 2.7 no complex numbers.
-        """
+        """Copies rank 0's values to all ranks in place, as bytes: gloo lacks int16, and (torch 2.7) complex numbers."""
         assert self.group is not None
         with self._waiting():
             dist.broadcast(tensor.view(torch.uint8), src=dist.get_global_rank(self.group, 0), group=self.group)
@@ -220,7 +213,7 @@ class Ranks:
             yield
         except RuntimeError as error:  # what torch.distributed raises are kinds of it
             raise RankError(
-                f"rank {self.rank} of {self.size} waited for the others in vain: {str(error).strip()}. One of them has "
+                f"rank {self.rank} of {self.size} got no answer from the others: {str(error).strip()}. One of them has "
                 "stopped, has left the training loop, or was not heard of until the process group's timeout; "
                 "the first message of each process tells why."
             ) from error
@@ -247,7 +240,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _disagreement(states: Sequence[int], words: Sequence[str]) -> str:
-    """What to tell the ranks that are well: which of them failed, ended too early, or does something else."""
+    """The message for ranks without an error of their own: which one failed, ended too early, or makes another call."""
     if FAILED in states:
         rank = states.index(FAILED)
         return f"rank {rank} stopped: {words[rank].rstrip('.')}. The other ranks stop with it; nothing was computed."
@@ -261,7 +254,7 @@ def _disagreement(states: Sequence[int], words: Sequence[str]) -> str:
 
 
 def checked_process_group(group: "dist.ProcessGroup | None", device: torch.device) -> "dist.ProcessGroup":
-    """Returns a group, the default one if None, that can do what is needed with tensors on a device.
+    """Returns a process group, the default one if None, that has the collectives needed on a device.
 
     Raises:
         RuntimeError: torch.distributed is not initialised, this process is not in the group, or its backend
@@ -284,7 +277,7 @@ def checked_process_group(group: "dist.ProcessGroup | None", device: torch.devic
         dist.all_reduce(probe, group=found)
         dist.all_gather([torch.zeros_like(probe) for _ in range(dist.get_world_size(found))], probe, group=found)
         dist.broadcast(probe, src=dist.get_global_rank(found, 0), group=found)
-    except Exception as error:  # backends raise what they like
+    except Exception as error:  # backends raise errors of any kind
         raise RuntimeError(
             f"`process_group` must be able to all_reduce, all_gather and broadcast tensors on {device}, found that its "
             f"backend {dist.get_backend(found)!r} says: {error}. Use 'gloo' for CPUs and 'nccl' for CUDA devices, and "

@@ -9,7 +9,7 @@ from torch import Tensor
 from .ranks import Ranks, Work
 
 BUCKET_BYTES = 25 * 2**20
-"""What is put into one collective, as in DistributedDataParallel: enough to fill the wire, little to wait for."""
+"""Bytes sent in one collective, as in DistributedDataParallel: large for the bandwidth, small to start early."""
 
 
 def buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -29,6 +29,7 @@ def buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 
 Grads = list[Tensor | None]
+"""Gradients with respect to several tensors, in their order; None stands for zero."""
 
 
 def added(totals: Grads, parts: Grads) -> Grads:
@@ -41,15 +42,15 @@ def added(totals: Grads, parts: Grads) -> Grads:
 class Reduction:
     """Sums gradients over a rank's passes and then over the ranks, bucket by bucket while the last pass still runs.
 
-    Buckets start in one order on all ranks, from the last tensors to the first, as backward passes fill them. The last
-    one goes out at the end, with a flag for each tensor: whether any rank has a gradient of it.
+    All ranks send the buckets in one order, from the last tensors to the first, as backward passes fill them. The last
+    bucket is sent at the end, with a flag for each tensor: whether any rank has a gradient for it.
 
     Args:
         ranks: Over which to sum.
         tensors: Leaves, with respect to which gradients are taken.
         passes: How many calls of :meth:`add` there will be.
-        overlapped: Whether buckets may go out during the last of them. Not if ranks exchange something else in it: a
-            rank whose samples do not use a parameter would do so in another order.
+        overlapped: Whether buckets may be sent during the last pass. Not if that pass has collectives of its own: a
+            rank whose samples do not use a parameter would reach them in another order.
     """
 
     def __init__(self, ranks: Ranks, tensors: Sequence[Tensor], passes: int, overlapped: bool = True) -> None:
@@ -81,7 +82,7 @@ class Reduction:
         total: Grads = [None] * len(self.tensors)
         for _, work in self.started:
             self.ranks.wait(work)
-        # Who lacks nothing knows that nothing is lacking, and need not wait for the device to read the flags.
+        # A rank that has all gradients need not read the flags, which would wait for the device.
         lacking = len(self.arrived) < len(self.tensors)
         flags = self.started[-1][0][-len(self.tensors) :].tolist() if lacking else [1] * len(self.tensors)
         for bucket, (flat, _) in zip(self.buckets, self.started):

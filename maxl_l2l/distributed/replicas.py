@@ -10,7 +10,7 @@ from .reduction import buckets
 
 
 def send_from_first(ranks: Ranks, module: nn.Module) -> None:
-    """Gives all ranks rank 0's parameters and buffers."""
+    """Copies rank 0's parameters and buffers to all ranks."""
     if ranks.size == 1:
         return
     tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()]
@@ -23,13 +23,11 @@ def send_from_first(ranks: Ranks, module: nn.Module) -> None:
 def joined_buffers(
     ranks: Ranks, modules: Sequence[tuple[nn.Module, Mapping[str, Tensor]]], share: float
 ) -> list[tuple[nn.Module, dict[str, Tensor]]]:
-    """Makes buffers that passes have moved the same on all ranks.
-
-    BatchNorm's running statistics become their mean, others rank 0's.
+    """Makes updated buffers equal on all ranks: the mean of BatchNorm's running statistics, rank 0's value of others.
 
     Args:
         ranks: The processes.
-        modules: Modules, each with its moved buffers by name.
+        modules: Modules, each with its updated buffers by name.
         share: This rank's share of the samples.
     """
     joined = [(module, dict(values)) for module, values in modules]

@@ -16,9 +16,9 @@ from .ranks import Ranks
 
 @contextlib.contextmanager
 def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Has the SyncBatchNorm layers of a module that are in training mode run by :func:`sync_batch_norm` inside.
+    """Inside, the SyncBatchNorm layers of a module run :func:`sync_batch_norm`, if there is a process group.
 
-    All ranks must make the same passes. Without a process group nothing is changed.
+    All ranks must then make the same passes.
     """
     layers = [] if ranks.group is None else _layers(module)
     own = [vars(layer).get("forward") for layer in layers]
@@ -34,15 +34,15 @@ def synchronised(module: nn.Module, ranks: Ranks) -> Iterator[None]:
 
 
 def meets_in_passes(ranks: Ranks, *modules: nn.Module) -> bool:
-    """Whether ranks meet in each pass of some modules, so that all must make the same ones."""
+    """Whether passes of some modules exchange data between ranks, so that all ranks must make the same passes."""
     return ranks.size > 1 and any(_layers(module) for module in modules)
 
 
 def sync_batch_norm(layer: nn.SyncBatchNorm, ranks: Ranks, input: Tensor) -> Tensor:
-    """Batch normalisation by mean and variance of all ranks' samples; the layer's statistics are moved by them.
+    """Batch normalisation by the mean and variance of all ranks' samples; updates the layer's running statistics.
 
     Args:
-        layer: Whose parameters, statistics and mode are used.
+        layer: The layer; in evaluation mode it runs as usual.
         ranks: Over which to sum.
         input: This rank's samples ``[N, C, ...]``; the other dimensions but C may differ between ranks.
     """

@@ -715,7 +715,7 @@ def test_a_rank_that_is_lost_ends_the_wait_with_a_message(function):
     with Pool(seconds=3) as processes:
         ok, text = processes.attempt(function)[0]
     assert not ok
-    assert text.startswith("RankError: rank 0 of 2 waited for the others in vain: ")
+    assert text.startswith("RankError: rank 0 of 2 got no answer from the others: ")
     assert "One of them has stopped, has left the training loop, or was not heard of until" in text
 
 
