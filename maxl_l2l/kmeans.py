@@ -22,8 +22,8 @@ class KMeansLabels(FixedLabels):
 
     Args:
         seed: Seed of the clustering.
-        features: From a batch ``[N, ...]`` of inputs to what is clustered, ``[N, D]``: a trained network's features,
-            say. The inputs themselves, flattened, if None.
+        features: From a batch ``[N, ...]`` of inputs to the points that are clustered, ``[N, D]``, such as a trained
+            network's features; if None, the flattened inputs.
 
     Raises:
         ImportError: scikit-learn is not installed.

@@ -1,8 +1,8 @@
 """The hypergradient: the derivative of the meta loss after one inner step with respect to the generator.
 
-The methods that compute it, exactly or by finite differences, and what they are made of: the passes on each
-micro-batch, the forward-mode pass, what it reuses of an earlier pass. It knows callables and named parameters, neither
-classes nor images.
+This package has the methods that compute it, exactly or by finite differences, and their parts: the passes on each
+micro-batch, the forward-mode pass, and the results of earlier passes that it reuses. It works on callables and named
+parameters, and knows nothing of classes or images.
 """
 
 from .batch_passes import NetworkPass, backward, summary

@@ -1,4 +1,4 @@
-"""The passes of both networks on one micro-batch, and what is needed of them afterwards; no buffer is moved."""
+"""The passes of both networks on one micro-batch, and their gradients; the networks' own buffers are not changed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,12 +18,12 @@ class LabelPass:
     Args:
         bilevel: The networks.
         batch: x and y of the micro-batch.
-        buffers: The generator's buffers, a copy that the pass moves.
-        devices: CUDA devices whose random state counts.
-        keep_graph: Whether the graph is kept for :meth:`grads`, rather than made anew there.
+        buffers: Copies of the generator's buffers, which the pass updates.
+        devices: CUDA devices whose random state is saved.
+        keep_graph: Whether :meth:`grads` uses the graph of this pass; otherwise it repeats the pass.
 
     Attributes:
-        targets: The labels, apart from their graph.
+        targets: The labels, detached.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LabelPass:
         self.targets = labels.detach()
 
     def grads(self, parameters: Sequence[Tensor], cotangent: Tensor) -> Grads:
-        """Carries a gradient with respect to the labels on to the generator's parameters; to be called once."""
+        """Back-propagates a gradient of the labels to the generator's parameters; can be called once."""
         labels, self.labels = self.labels, None
         if labels is None:
             with self.rng.again():
@@ -60,21 +60,20 @@ class NetworkPass:
 
     Args:
         network: The multi-task network.
-        run: Its pass.
+        run: How it is called.
         objective: The losses.
         batch: x and y of the micro-batch.
         targets: Its auxiliary targets; None for the primary task alone.
         share: Its share of the whole batch, the weight of its mean losses.
-        buffers: The network's buffers, a copy that the pass moves.
-        devices: CUDA devices whose random state counts.
-        tape: What records the pass; None for nothing.
+        buffers: Copies of the network's buffers, which the pass updates.
+        devices: CUDA devices whose random state is saved.
+        tape: Records the pass; None for no record.
 
     Attributes:
-        x, targets: As given.
+        x, targets, tape: As given.
         outputs, auxiliary: Primary and auxiliary outputs.
         primary_loss, auxiliary_loss: Its share of the losses of the whole batch; None without auxiliary task.
-        rng, start: The random state and the buffers that it began with.
-        tape: As given.
+        rng, start: The random state and the buffers before the pass.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class NetworkPass:
     def grads(self, parameters: Sequence[Tensor], scale: Tensor | float, attached: bool = False) -> Grads:
         """The gradient of its share of L1, times scale; None for a parameter that the loss does not depend on.
 
-        Outputs and losses lose their graph, unless the gradient is to be attached to it.
+        Outputs and losses are then detached; if attached, they are not, and the gradient can be differentiated again.
         """
         loss = self.primary_loss if self.auxiliary_loss is None else self.primary_loss + self.auxiliary_loss
         found = backward(self.network, loss * scale, parameters, attached=attached)
@@ -137,7 +136,7 @@ def summary(passes: Sequence[NetworkPass]) -> StepResult:
 
 
 def _rows(parts: Sequence[Tensor]) -> Tensor | None:
-    """Parts of a batch as one, a copy without a graph; None if there are none."""
+    """Concatenates parts of a batch, detached; None if there are none."""
     return torch.cat([part.detach() for part in parts]) if parts else None
 
 
@@ -150,16 +149,16 @@ def backward(
     attached: bool = False,
     retained: bool = False,
 ) -> Grads:
-    """Differentiates what came out of a module's pass.
+    """Differentiates the output of a module's pass.
 
     Args:
-        module: The module. One that recomputes activations meets the pass's parameters again, and spare buffers.
-        output: What is differentiated, a scalar unless there is a cotangent; one without a graph has no gradients.
-        inputs: With respect to these.
+        module: The module; if it recomputes activations, then with the pass's parameters and copies of its buffers.
+        output: What is differentiated, a scalar unless there is a cotangent; without a graph all gradients are None.
+        inputs: The tensors to differentiate with respect to.
         cotangent: Of the shape of output.
         parameters: Those of the pass, if they were not the module's own.
         attached: Whether the gradients can be differentiated again.
-        retained: Whether output can be.
+        retained: Whether output can be differentiated again.
 
     Returns:
         A gradient for each input, dense even for embeddings with ``sparse=True``; None if output does not depend on it.

@@ -13,14 +13,15 @@ from .finite_difference import Distance
 from .tape import Tape
 
 Batch = tuple[Any, Tensor]
+"""Samples x, as the network takes them, and their primary labels y."""
 
 
 @runtime_checkable
 class MeanRegularizer(Protocol):
-    """A regulariser of the mean target alone, which is then all of it that processes need to exchange."""
+    """A regulariser that depends on the mean target alone, so that processes exchange only that mean."""
 
     def mean(self, targets: Tensor, /) -> Tensor:
-        """The mean over the samples of what the regulariser is a function of."""
+        """The mean over the samples that the regulariser is a function of."""
         ...
 
     def of_mean(self, mean: Tensor, /) -> Tensor:
@@ -35,8 +36,8 @@ class Objective:
     Attributes:
         primary: ``(primary outputs, y) -> scalar``.
         auxiliary: ``(auxiliary outputs, targets) -> scalar``, twice differentiable.
-        regularizer: ``targets -> scalar`` that joins the meta loss, already weighted; None for none. Best one that is
-            a :class:`MeanRegularizer` too.
+        regularizer: ``targets -> scalar``, added to the meta loss; None for none. Processes exchange less if it is a
+            :class:`MeanRegularizer`.
     """
 
     primary: Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +54,7 @@ class Pass(Protocol):
 
 
 def plain_pass(module: nn.Module) -> Pass:
-    """Runs a module's passes as they are."""
+    """Returns a module's virtual pass, uncompiled."""
 
     def run(parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any, tape: Tape | None = None) -> Any:
         with tape or contextlib.nullcontext():
@@ -64,11 +65,11 @@ def plain_pass(module: nn.Module) -> Pass:
 
 @dataclass
 class Experience:
-    """What the first steps find out about a network, so that later ones need not.
+    """What the first steps find out about a network, for use in later ones.
 
     Attributes:
-        fallbacks: Methods that turned out not to work, each with the one to use instead.
-        plain_kernels: Whether all passes need them, see :func:`plain_kernels`: they share dropout masks then.
+        fallbacks: Methods that do not work, each with the one to use instead.
+        plain_kernels: Whether :func:`forward_mode.plain_kernels` is needed; all passes use it, for equal dropout masks.
         repeats: Whether a second pass gives the same outputs; None if that is not known yet.
         compared: How often outputs have been compared.
         distance: The best distance for finite differences.
@@ -81,11 +82,11 @@ class Experience:
     distance: Distance = field(default_factory=Distance)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs for the next step to be computed as it would have been, to the last digit."""
+        """The state for a checkpoint, so that a resumed run computes exactly the same steps."""
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what was saved."""
+        """Restores a saved state."""
         vars(self).update(state_dict | {"distance": Distance(**state_dict["distance"])})
 
 

@@ -16,11 +16,11 @@ from .tape import Tape
 
 
 class CompiledPass:
-    """What :func:`virtual_pass` does to one module, compiled.
+    """The :func:`virtual_pass` of one module, compiled.
 
     Args:
-        module: Its passes are compiled.
-        traced: The name of the method that a pass consists of.
+        module: The module.
+        traced: Name of the method that a pass calls.
         around: Makes the context that it runs in, which is not compiled.
         options: Keyword arguments of ``torch.compile``.
     """
@@ -42,7 +42,7 @@ class CompiledPass:
     def __call__(
         self, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any, tape: Tape | None = None
     ) -> Any:
-        """Arguments as in :func:`virtual_pass`; the tape gets what it would have recorded."""
+        """Arguments as in :func:`virtual_pass`; the tape records as in an uncompiled pass."""
         places, state = placed(self.module, parameters, buffers)
         state = {f"module.{place}": tensor for place, tensor in state.items()}
         with self.around():
@@ -63,12 +63,12 @@ class CompiledPass:
 
 
 def compile_options(**options: Any) -> dict[str, Any]:
-    """Returns keyword arguments of ``torch.compile`` with which random numbers are those of the plain passes.
+    """Returns keyword arguments of ``torch.compile`` with which compiled passes draw the random numbers of plain ones.
 
-    By default inductor draws its own, and so other dropout masks than the forward-mode pass.
+    By default inductor draws numbers of its own, and so other dropout masks than the forward-mode pass.
 
     Raises:
-        RuntimeError: torch is older than 2.9, which can't compile these passes whole.
+        RuntimeError: torch is older than 2.9, and can't compile these passes as a whole.
     """
     if torch.__version__ < "2.9":  # a torch.torch_version.TorchVersion, which compares as versions do
         raise RuntimeError(f"compile() needs torch 2.9 or newer, found {torch.__version__}. Train without it.")
@@ -84,7 +84,7 @@ def passes_of(
 ) -> tuple[Pass, Pass]:
     """Returns the compiled passes of two modules, or plain ones if the compiled ones are of other modules or missing.
 
-    A shallow copy of a learner, as learn2learn.clone_module makes it, has the compiled passes of the original.
+    They are of other modules in a shallow copy of a learner, such as learn2learn.clone_module makes.
     """
     if compiled is not None and compiled[0].module is network and compiled[1].module is generator:
         return compiled

@@ -1,4 +1,4 @@
-"""One computation of the derivatives: the passes at theta_1, and what all methods do with them."""
+"""One computation of both networks' gradients: the parts that all methods share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Options:
 
     Attributes:
         method: One of :data:`METHODS`.
-        epsilon: Euclidean distance of a finite difference; None to have it chosen.
+        epsilon: Euclidean distance of a finite difference; None to search for the best.
         measure: Whether finite differences measure their error now.
-        micro_batches: Parts that a batch goes through the networks in, one after the other.
-        loss_scale: Factor on every loss that is differentiated, divided out of its gradients: a gradient scaler's.
+        micro_batches: Parts that a batch is split into, which pass the networks one after the other.
+        loss_scale: A gradient scaler's factor on every loss that is differentiated, divided out of its gradients.
     """
 
     method: str = "forward"
@@ -38,7 +38,7 @@ class Options:
 
 
 class Computation:
-    """One computation of the derivatives: the passes at theta_1, and what all methods do with them."""
+    """One computation of the derivatives: the passes at theta_1, and the operations that all methods share."""
 
     def __init__(self, bilevel: Bilevel, batch: Batch, meta_batch: Batch, inner: InnerStep, options: Options) -> None:
         self.bilevel, self.inner, self.options = bilevel, inner, options
@@ -49,12 +49,12 @@ class Computation:
         self.batches = split(batch, options.micro_batches)
         self.meta_batches = split(meta_batch, options.micro_batches)
         self.ranks = bilevel.ranks
-        # Of all ranks: a rank's part of a batch is weighted as a micro-batch is.
+        # Counts of all ranks: a rank's part of a batch is weighted as a micro-batch is.
         self.num_samples, self.num_meta_samples = self.ranks.totals(
             f"method={options.method!r}", num_samples(batch), num_samples(meta_batch)
         )
         self.ranks_meet = meets_in_passes(self.ranks, bilevel.network, bilevel.generator)
-        # Where ranks meet in passes, they must come to the same conclusions from what these give.
+        # If passes exchange data, all ranks must draw the same conclusions from norms of outputs.
         self.norm: Norm = self.ranks.norm if self.ranks_meet else norm
         self.labels: list[LabelPass] = []
         self.passes: list[NetworkPass] = []
@@ -63,7 +63,7 @@ class Computation:
         """Runs the passes; returns the gradient of L1, None for a parameter that it does not depend on."""
         alone, reduction = len(self.batches) == 1, self.reduction(self.parameters, len(self.batches))
         for batch in self.batches:
-            # Of several passes neither graph nor tape is kept: who splits a batch is short of memory.
+            # With several micro-batches neither graph nor tape is kept, to save memory.
             labels = LabelPass(self.bilevel, batch, self.generator_buffers, self.devices, keep_graph=alone)
             one = NetworkPass(
                 self.bilevel.network,
@@ -116,12 +116,12 @@ class Computation:
         meta_loss: Tensor | None = None,
         errors: Sequence[Tensor] = (),
     ) -> Derivatives:
-        """Carries gradients with respect to the labels, and the regulariser's, on to theta_2; gathers the results.
+        """Back-propagates the gradients of the labels and the regulariser to theta_2, and collects the results.
 
         Args:
             grads: The gradient of L1.
             label_grads: The gradient of the primary meta loss with respect to each pass's labels.
-            meta_loss: That loss, if there was one.
+            meta_loss: The primary meta loss, if it was computed.
             errors: Relative errors of label_grads, where they were measured.
         """
         parameters = [p for p in self.bilevel.generator.parameters() if p.requires_grad]
@@ -167,7 +167,7 @@ class Computation:
         return value.detach(), torch.autograd.grad(value, labels)
 
     def joint_regularizer(self, regularizer: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
-        """The regulariser of all ranks' labels, as a function of this one's."""
+        """The regulariser of all ranks' labels, as a function of this rank's."""
         if self.ranks.size > 1 and isinstance(regularizer, MeanRegularizer):
             share = len(targets) / self.num_samples
             return regularizer.of_mean(self.ranks.joined_mean(regularizer.mean(targets), share))

@@ -24,14 +24,14 @@ FALLBACKS = {
         "finite differences are used, whose relative error hypergradient() gives with its result",
     ),
 }
-"""What to do where an operator has no rule for a method, and what it means."""
+"""The method that replaces another where an operator has no rule for it, and what that means for the user."""
 NO_DERIVATIVE = (
     "derivative for",
     "activation checkpointing",
     "does not currently support double backward",
     "once_differentiable",
 )
-"""What PyTorch says where a second derivative is missing; what the methods find out themselves is of its own class."""
+"""Parts of PyTorch's messages about missing derivatives; the methods themselves raise UnsupportedOperatorError."""
 
 
 def differentiate(
@@ -39,9 +39,9 @@ def differentiate(
 ) -> Derivatives:
     """Computes both networks' gradients; changes nothing but the random state and ``bilevel.experience.fallbacks``.
 
-    Fused attention has neither a forward-mode derivative nor a second one, torch's math kernel has both; all passes use
-    it, so that they also share its dropout masks. A network with an operator that has no forward-mode rule falls back
-    on the double backward pass, and one that has no second derivative either on finite differences.
+    All passes use torch's math kernel for attention: fused ones have no forward-mode or second derivative, and other
+    dropout masks. For a network with an operator without a forward-mode rule the double backward pass is used; if the
+    operator has no second derivative either, finite differences are.
     """
     options, experience = options or Options(), bilevel.experience
     state = RandomState(cuda_devices(bilevel.network))
@@ -55,16 +55,16 @@ def differentiate(
             if method == "forward" and isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
                 experience.plain_kernels = True
             elif _falls_back(experience.fallbacks, options.method, method, error):
-                experience.plain_kernels = False  # they were no help
+                experience.plain_kernels = False  # they did not help
             else:
                 raise
         state.restore()
 
 
 def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Exception) -> bool:
-    """Notes the next method to try in place of one that failed for want of a derivative, and warns; False if none."""
+    """Records the method to use instead of one that lacks a derivative, and warns; False if there is none."""
     missing = isinstance(error, UnsupportedOperatorError) or any(reason in str(error) for reason in NO_DERIVATIVE)
-    missing = missing and not isinstance(error, RankError)  # which quotes others
+    missing = missing and not isinstance(error, RankError)  # which quotes other errors
     if asked != "forward" or method not in FALLBACKS or not missing:
         return False
     fallbacks[asked], consequence = FALLBACKS[method]

@@ -18,9 +18,9 @@ class Distance:
     """The distance that was found best, kept from one difference to the next.
 
     Attributes:
-        relative: As a part of the norm of theta_1; None before the first search.
+        relative: As a fraction of the norm of theta_1; None before the first search.
         error: Relative error that was measured there, a scalar tensor.
-        uses: Differences since then.
+        uses: Differences since the last search.
     """
 
     relative: float | None = None
@@ -32,10 +32,10 @@ class Measured(NamedTuple):
     """A central difference.
 
     Attributes:
-        relative: Its distance, as a part of the norm of theta_1.
+        relative: Its distance, as a fraction of the norm of theta_1.
         slope: The derivative it gives.
-        error: How far apart the slopes on the two sides are, relative to it: about the error of either of them,
-            rounding included, and more than that of their mean if the network is smooth.
+        error: The difference of the slopes on the two sides, relative to slope: about the error of either of them,
+            rounding included, and larger than the error of slope if the network is smooth.
     """
 
     relative: float
@@ -53,10 +53,10 @@ class Line:
     Args:
         network: ``x -> (primary outputs, auxiliary outputs)``; neither its buffers nor its parameters change.
         x: What the network takes.
-        direction: Where the line goes, by parameter name; other parameters stand still.
+        direction: The line's direction, by parameter name; other parameters are constant.
         buffers: Buffers to start each pass from, by name.
         rng: The random state to start each pass from.
-        output_norm: The norm of outputs; over all ranks where there are several, so that all take the same distance.
+        output_norm: The norm of outputs; over all ranks if these must take the same distance.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Line:
             self.x = map_tensors(at_least_float32, x)  # passes are made without autocast
         self.parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
         size = norm([self.parameters[name] for name in direction])
-        self.size = torch.where(size > 0, size, 1.0)  # parameters that are all zero have no size to go by
+        self.size = torch.where(size > 0, size, 1.0)  # parameters that are all zero have no scale
         self.length = norm(direction.values()).clamp_min(torch.finfo(torch.float32).tiny)
         self.rounding = max(torch.finfo(part.dtype).eps for part in direction.values())
 
     def at(self, relative: float) -> Tensor:
-        """The outputs at a signed distance, as a part of the norm of theta_1."""
+        """The outputs at a signed distance, a fraction of the norm of theta_1."""
         step = self.step(relative)
         moved = {name: self.parameters[name] + step.to(part) * part for name, part in self.direction.items()}
         # Differences of half-precision outputs would be noise.
@@ -88,22 +88,22 @@ class Line:
         return outputs
 
     def step(self, relative: float) -> Tensor:
-        """How many times the direction fits into a distance."""
+        """The factor on the direction that gives a distance."""
         step: Tensor = relative * self.size / self.length
         return step
 
     def central(self, relative: float, middle: Tensor) -> Measured:
-        """The difference between both sides."""
+        """The central difference, given the outputs in the middle."""
         ahead, behind = self.at(relative), self.at(-relative)
         twice = self.output_norm([ahead - behind]).clamp_min(torch.finfo(torch.float32).tiny)
         slope = (ahead - behind) / (2 * self.step(relative)).to(ahead)
         return Measured(relative, slope, self.output_norm([ahead + behind - 2 * middle]) / twice)
 
     def best(self, middle: Tensor) -> Measured:
-        """Looks for the distance of the smallest error, by factors of 8 from one that suits many networks.
+        """Searches for the distance with the smallest error, by factors of 8 from one that suits many networks.
 
-        Rounding grows with the inverse of the distance, curvature with the distance, and the error at the kinks of a
-        deep ReLU network with about its square root; where they meet depends on the network.
+        The error of rounding grows with the inverse of the distance, that of curvature with the distance, that of the
+        kinks of a deep ReLU network with about its square root; the best distance depends on the network.
         """
         found = self.central(self.rounding ** (2 / 3) / 12, middle)
         for factor in (8.0, 1 / 8):
@@ -121,14 +121,14 @@ class Line:
 def output_difference(
     line: Line, outputs: Tensor, chosen: Distance, epsilon: float | None, measure: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Estimates what :func:`output_tangent` computes, by one pass; by more while it looks for the distance.
+    """Estimates what :func:`output_tangent` computes, by one pass; by more when it searches for the distance.
 
     Args:
         line: The outputs along the direction.
-        outputs: Those at the parameters as they are.
-        chosen: The distance found so far; renewed now and then.
+        outputs: The outputs at theta_1.
+        chosen: The distance found so far; updated by a search.
         epsilon: Euclidean distance in theta_1 to use instead.
-        measure: Whether to measure the error here and now, by a central difference.
+        measure: Whether to measure the error now, by a central difference.
 
     Returns:
         The tangent, and its relative error as last measured; None if it never was.

@@ -33,10 +33,10 @@ def output_tangent(
     Args:
         network: ``x -> (primary outputs, auxiliary outputs)``; neither its buffers nor its parameters change.
         x: What the network takes.
-        direction: Tangents of parameters, by name; parameters without one stand still.
+        direction: Tangents of parameters, by name; parameters without one are constant.
         buffers: Buffers to start from, by name.
         rng: The random state to start from, for the dropout mask of an earlier pass.
-        tape: What was kept of that pass, at the same parameters; used up.
+        tape: Results of that pass, at the same parameters; they are taken from it.
 
     Returns:
         The auxiliary outputs; and their tangent, None if they do not depend on the direction.
@@ -47,7 +47,7 @@ def output_tangent(
     _load_forward_mode_rules()
     parameters = dict(network.named_parameters())
     scale = _scale(parameters, direction)
-    # With gradients enabled, so that a no_grad of the network's own can be told; nothing here requires one.
+    # Gradients are enabled so that a no_grad inside the network is noticed; no tensor here requires one.
     with torch.enable_grad(), rng.again(), forward_ad.dual_level(), _Duals(tape or Tape()):
         duals = {name: parameter.detach() for name, parameter in parameters.items()}
         for name, part in direction.items():
@@ -84,10 +84,10 @@ class _Duals(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
-            # PyTorch's forward mode takes no notice of no_grad: what backward holds constant must stand still here too.
+            # PyTorch's forward mode ignores no_grad: what is constant for a backward pass must be constant here too.
             args, kwargs = tree_map_only(Tensor, _value, (args, kwargs))
             return func(*args, **kwargs)
-        # A network may differentiate something itself: that takes the graph of PyTorch's own rules.
+        # A network may differentiate something itself, which needs the graph of PyTorch's own rules.
         if in_transform() or any(isinstance(one, Tensor) and one.requires_grad for one in args):
             return func(*args, **kwargs)
         if func in OPENED:
@@ -128,8 +128,7 @@ class _Duals(TorchFunctionMode):
         return _dual(value, tangent)
 
     def _batch_norm(self, call: BatchNormCall) -> Tensor:
-        """Batch normalisation by its fused kernels: its Jacobian with respect to the input is symmetric, so that the
-        backward kernel is its forward mode too."""
+        """Batch normalisation by fused kernels: its Jacobian is symmetric, so the backward kernel does forward mode."""
         (x, dx), (w, dw), (b, db) = _parts(call.input), _parts(call.weight), _parts(call.bias)
         shape = [1, -1, *[1] * (x.dim() - 2)]
         taken = None if w is None else self.tape.take("batch_norm", x.shape, w)
@@ -169,7 +168,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Layer normalisation by its two fused kernels; without its weight, its Jacobian is symmetric as well."""
+    """Layer normalisation by its two fused kernels; without the weight, its Jacobian is symmetric as well."""
     (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
     if dx is None or any(one is not None and one.dtype != x.dtype for one in (w, b)):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
@@ -190,7 +189,7 @@ def _layer_norm(
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Weight normalisation, whose fused kernel has no rule, by what it is made of."""
+    """Weight normalisation by plain operations, as its fused kernel has no rule."""
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
@@ -217,7 +216,7 @@ def _parts(tensor: Tensor | None) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Switches off the fused recurrent and transformer kernels; what they are made of has forward-mode rules."""
+    """Switches off the fused recurrent and transformer kernels; the plain operations have forward-mode rules."""
     backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     fast, fused = torch.backends.mha.get_fastpath_enabled(), [backend.enabled for backend in backends]
     torch.backends.mha.set_fastpath_enabled(False)
@@ -233,10 +232,9 @@ def plain_kernels() -> Iterator[None]:
 
 @functools.cache
 def _load_forward_mode_rules() -> None:
-    """Has torch import its forward-mode rules, once.
+    """Imports torch's forward-mode rules, once and silently.
 
-    In torch 2.15 that import calls the deprecated torch.jit.script and so warns users of something not theirs. To be
-    removed when torch's own import is silent.
+    In torch 2.15 that import calls the deprecated torch.jit.script, which warns. To be removed when it no longer does.
     """
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=Warning)

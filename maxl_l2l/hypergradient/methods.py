@@ -32,7 +32,7 @@ from .results import Derivatives
 def _forward(run: Computation) -> Derivatives:
     """The hypergradient by one forward-mode pass; see the derivation above."""
     experience = run.bilevel.experience
-    # Before it is known that a pass repeats the other, nothing of it is reused.
+    # Results of a pass are reused only once it is known that a second pass repeats them.
     grads = run.inner_gradient(with_tape=experience.repeats is True)
     meta_loss, direction = run.look_ahead(grads)
 
@@ -90,7 +90,7 @@ def _unrolled(run: Computation) -> Derivatives:
 
 @contextlib.contextmanager
 def _no_recomputation(network: nn.Module) -> Iterator[None]:
-    """Raises where a module recomputes activations: it would do so at theta_1, even for the pass at theta_1+."""
+    """Raises if a module recomputes activations: it would do so at theta_1, even for the pass at theta_1+."""
 
     def refuse(module: nn.Module, args: object) -> None:
         raise UnsupportedOperatorError(
@@ -107,9 +107,9 @@ def _no_recomputation(network: nn.Module) -> Iterator[None]:
 
 
 def _repeats(expected: Tensor, found: Tensor, norm: Norm) -> bool:
-    """Whether a pass gives what an earlier one gave, with all that it starts from the same; warns if not."""
+    """Whether two passes from the same state give the same outputs; warns if not."""
     tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
-    if not norm([found.detach() - expected]) > tolerance * norm([expected]):  # NaN is told of elsewhere
+    if not norm([found.detach() - expected]) > tolerance * norm([expected]):  # NaN raises an error of its own
         return True
     warnings.warn(
         "`model` gave other outputs in a second pass with the same parameters, buffers and random numbers of "
@@ -122,9 +122,9 @@ def _repeats(expected: Tensor, found: Tensor, norm: Norm) -> bool:
 
 
 def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
-    """Raises if a gradient passed through a function that is differentiable once.
+    """Raises if a gradient passed through a function that is differentiable only once.
 
-    autograd.grad does not: such a function cuts the graph, and so the path from the labels, without a word.
+    autograd.grad does not raise: such a function silently cuts the graph, and so the path from the labels.
     """
     nodes = [grad.grad_fn for grad in grads if grad is not None]
     seen = set()
@@ -142,7 +142,7 @@ def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:
 
 
 def _regularizer_only(run: Computation) -> Derivatives:
-    """The gradient of the regulariser without the hypergradient: the control that tells what the latter earns."""
+    """The regulariser's gradient alone: a control that shows what the hypergradient contributes."""
     return run.derivatives(run.inner_gradient(), [None] * len(run.batches))
 
 
@@ -152,3 +152,4 @@ METHODS: dict[str, Callable[[Computation], Derivatives]] = {
     "unrolled": _unrolled,
     "regularizer": _regularizer_only,
 }
+"""The function that computes both networks' gradients, for each value of the argument ``method``."""

@@ -62,7 +62,7 @@ def _split(value: Any, sizes: list[int]) -> list[Any]:
 
 
 def _joined(parts: Sequence[Any], sizes: list[int]) -> Any:
-    """Joins tensors with a row per sample, in mappings too; of anything else in a mapping there may be one value."""
+    """Joins tensors with a row per sample, also in mappings, where anything else must be the same in all parts."""
     first = parts[0]
     if isinstance(first, Mapping) and all(isinstance(part, Mapping) and part.keys() == first.keys() for part in parts):
         values = {key: [part[key] for part in parts] for key in first}

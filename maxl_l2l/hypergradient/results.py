@@ -1,4 +1,4 @@
-"""Results: what a computation of both networks' gradients hands over to the steps, and whether it is finite."""
+"""Results: the gradients of both networks, the values computed on the way, and a check that they are finite."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from ..errors import NonFiniteError
 from ..passes import magnitude, non_finite
 
 ADVICE = "Lower the learning rates, clip gradients, or check the input for values that are far too large."
+"""What to do about numbers that are not finite, for messages."""
 
 
 class Origin(NamedTuple):
@@ -17,7 +18,7 @@ class Origin(NamedTuple):
 
     Attributes:
         term: A name for it: ``"input"``, ``"network parameters"``, ``"generator parameters"`` or buffers.
-        words: What is the matter with it.
+        words: What is wrong with it.
         advice: What to do.
     """
 
@@ -30,9 +31,9 @@ class StepResult(NamedTuple):
     """What one iteration computed, without a graph.
 
     Attributes:
-        primary_loss: Mean primary term of L1, a scalar tensor.
-        auxiliary_loss: Mean auxiliary term of L1, a scalar tensor; None if the step had no auxiliary task.
-        meta_loss: Primary meta loss at theta_1+, a scalar tensor; None without a meta step.
+        primary_loss: Mean primary loss, a scalar tensor.
+        auxiliary_loss: Mean auxiliary loss, a scalar tensor; None if the step had no auxiliary task.
+        meta_loss: Mean primary loss of the meta batch after the inner step, a scalar tensor; None if not computed.
         regularizer: The weighted regulariser of the targets, a scalar tensor; None if there is none.
         outputs: Primary outputs ``[N, C, ...]`` of the training pass.
         targets: Auxiliary targets of the batch; None if the step had none.
@@ -41,8 +42,8 @@ class StepResult(NamedTuple):
         skipped: Whether a gradient scaler skipped an update because a gradient overflowed.
         auxiliary_outputs: Auxiliary outputs ``[N, K, ...]`` of the training pass; None if the step had no auxiliary
             task.
-        hypergradient_norm: Euclidean norm of the hypergradient, regulariser included, before clipping; None without
-            a meta step.
+        hypergradient_norm: Euclidean norm of the hypergradient with the regulariser's, before clipping; None if not
+            computed.
     """
 
     primary_loss: Tensor
@@ -59,10 +60,10 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Derivatives:
-    """What a step needs: the gradients of both networks, and the buffers that their passes have moved.
+    """What a step needs: the gradients of both networks, and the buffers that their passes have updated.
 
     Attributes:
-        result: What was computed on the way.
+        result: Losses, outputs and targets.
         network_grads: Of the multi-task loss, for the parameters that it depends on.
         generator_grads: The hypergradient.
         network_buffers: By name.
@@ -81,8 +82,8 @@ class Derivatives:
         """Checks losses and gradients for NaN and infinity, with one synchronisation with the device.
 
         Args:
-            origin: Looks for what was not finite before; called if something is not.
-            scaled: Whether a gradient scaler is at work, for which an overflow after the first losses is no error.
+            origin: Finds what was not finite before the step; called if something is not.
+            scaled: Whether there is a gradient scaler, which skips steps that overflow after the first losses.
 
         Returns:
             Whether the scaler will skip a step.
@@ -104,7 +105,7 @@ class Derivatives:
             }
         )
         if "hypergradient" in found and not non_finite({"": magnitude(self.generator_grads.values())}):
-            del found["hypergradient"]  # its squares overflowed alone
+            del found["hypergradient"]  # only the squares in its norm overflowed
         for name, value in found.items():
             if not scaled or name in losses:
                 earlier = origin()

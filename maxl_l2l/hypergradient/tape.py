@@ -1,4 +1,4 @@
-"""The tape: what a pass keeps of its work for a forward-mode pass at the same parameters."""
+"""The tape: results of a pass that a forward-mode pass at the same parameters reuses."""
 
 import types
 from collections.abc import Callable, Iterable
@@ -21,28 +21,28 @@ BILINEAR = {
 """Functions ``(input, weight, bias=None, ...)`` that are linear in each of input and weight."""
 MIN_PRODUCTS = 1024
 MIN_PRODUCTS_OF_LINEAR = 128
-"""Products that an entry of a result must take to be kept: early convolutions have large results, quickly computed."""
+"""Fewest products for each entry of a result that is kept: early convolutions have large results at little cost."""
 Key = tuple[Any, ...]
 
 
 def is_worth_keeping(func: Callable[..., Any], weight: Tensor) -> bool:
-    """Whether what a product gives is dear enough to be kept."""
+    """Whether a product is expensive enough for its result to be kept."""
     least = MIN_PRODUCTS_OF_LINEAR if func is F.linear else MIN_PRODUCTS
     return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= least
 
 
 def _key(name: str, shape: Iterable[int], weight: Tensor) -> Key:
-    """What tells a product from others: function, shape of the input, place of the weight."""
+    """Identifies a product: function, shape of the input, place of the weight in memory."""
     return (name, tuple(shape), weight.data_ptr(), tuple(weight.shape))
 
 
 def in_transform() -> bool:
-    """Whether a function runs inside of torch.func's vmap, grad or jvp, whose tensors are not ours to look into."""
+    """Whether code runs inside torch.func's vmap, grad or jvp, whose tensors can't be inspected."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torch that modes see as one, in a form in which they see the functions that it calls."""
+    """A copy of a torch function in which a TorchFunctionMode sees the calls inside, not the function itself."""
     assert isinstance(func, types.FunctionType)
     names = {**func.__globals__, "has_torch_function": lambda tensors: False}
     return types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
@@ -65,30 +65,30 @@ class BatchNormCall(NamedTuple):
     eps: float = 1e-5
 
     def is_plain(self) -> bool:
-        """Whether it normalises by the statistics of a batch, of more than one value, and in one dtype."""
+        """Whether it normalises by the statistics of a batch of more than one value, in one dtype."""
         x = self.input
         same = all(one is None or one.dtype == x.dtype for one in (self.running_mean, self.weight, self.bias))
         return self.training and same and x.numel() > x.shape[1]
 
     def native(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The result, with the mean and the inverse deviation of each channel."""
+        """The result, with the mean and the inverse standard deviation of each channel."""
         return torch.native_batch_norm(
             self.input, self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps
         )
 
 
 class Tape(TorchFunctionMode):
-    """Keeps of a pass what a forward-mode pass would otherwise compute again: the results of convolutions and linear
-    layers that take many products each, and on the CPU the statistics of BatchNorm.
+    """Keeps results of a pass that a forward-mode pass would compute again: those of expensive convolutions and linear
+    layers, and on the CPU the statistics of BatchNorm.
 
-    Of a VGG it spares the forward-mode pass a quarter of its work, for a fifth of what the pass keeps for backward.
+    For a VGG it saves a quarter of the forward-mode pass, in a fifth of the memory that is kept for backward.
 
     Args:
-        traced: Whether it records inside of code that torch.compile traces. That can't tell by a version whether a
-            result has been written over, so copies are kept, in :attr:`calls`, for a tape outside to :meth:`keep`.
+        traced: Whether it records inside code that torch.compile traces. There no version counter shows whether a
+            result was overwritten: copies are kept in :attr:`calls`, for the :meth:`keep` of a tape outside.
 
     Attributes:
-        calls: Of each call its function, the shape of its input, its weight and what is kept.
+        calls: The function, the shape of the input, the weight and the result of each call.
     """
 
     def __init__(self, traced: bool = False) -> None:
@@ -108,14 +108,14 @@ class Tape(TorchFunctionMode):
             with self:
                 return OPENED[func](*args, **kwargs)
         call = BatchNormCall(*args, **kwargs) if func is F.batch_norm and not self.traced else None
-        # On the CPU the kernel whose statistics can be had is the one that F.batch_norm takes.
+        # On the CPU F.batch_norm uses this kernel, which also returns its statistics.
         if call and call.is_plain() and call.input.device.type == "cpu" and isinstance(call.weight, nn.Parameter):
             result, mean, rstd = call.native()
             self.keep("batch_norm", result.shape, call.weight, mean, rstd)
             return result
         result = func(*args, **kwargs)
         weight = _weight(*args, **kwargs) if func in BILINEAR else None
-        # Of parameters alone, whose place in memory is theirs as long as they live.
+        # Only for parameters, whose place in memory stays the same.
         if isinstance(weight, nn.Parameter) and is_worth_keeping(func, weight):
             if self.traced:
                 self.calls.append((func.__name__, list(args[0].shape), weight, result.clone()))
@@ -129,7 +129,7 @@ class Tape(TorchFunctionMode):
         self.kept.setdefault(_key(name, shape, weight), []).append(entry)
 
     def take(self, name: str, shape: Iterable[int], weight: Tensor) -> tuple[Tensor, ...] | None:
-        """Gives away what was kept of the next such call, unless something has since been written over it."""
+        """Removes and returns what was kept of the next such call; None if nothing was, or it was overwritten."""
         key = _key(name, shape, weight)
         if not self.kept.get(key):
             return None

@@ -16,16 +16,16 @@ from .optimizer_copy import is_differentiable, shadow_step
 from .rules import RULES, UpdateRule, sgd, sgd_slope
 
 COUNTS = ("step", "mu_product")
-"""State that an optimizer keeps as one number for a whole parameter."""
+"""State that an optimizer keeps as one number for each parameter tensor."""
 
 
 class InnerStep:
     """The step that an optimizer would take next, computed without taking it.
 
     Args:
-        optimizer: A ``torch.optim`` optimizer, or a wrapper that is of its class and shows it as ``.optimizer``, as
-            Lightning's does; its groups and state are read at every call.
-        max_grad_norm: Norm to which the gradient is clipped before it; None for no clipping.
+        optimizer: A ``torch.optim`` optimizer, or a wrapper of the same class that has it as ``.optimizer``, such as
+            Lightning's; its groups and state are read at every call.
+        max_grad_norm: Norm to which the gradient is clipped before the step; None for no clipping.
 
     Raises:
         TypeError: There is no rule for this kind of optimizer, and it has no ``differentiable`` option.

@@ -16,7 +16,7 @@ def is_differentiable(optimizer: Optimizer) -> bool:
 
 
 def shadow_step(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
-    """Returns where an optimizer would go, by stepping a copy that shares nothing with it.
+    """Takes an optimizer's step by a copy that shares nothing with it.
 
     Args:
         optimizer: One with the option ``differentiable``; read, never changed.
@@ -27,7 +27,7 @@ def shadow_step(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Seque
         The parameters after the step, differentiable in the gradients.
 
     Raises:
-        TypeError: The step ran, but gave nothing that autograd could follow.
+        TypeError: The step leaves no graph.
     """
     moving = {p: p.detach().clone() for p, grad in zip(parameters, grads) if grad is not None}
     for parameter, grad in zip(parameters, grads):
@@ -52,7 +52,7 @@ def shadow_step(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Seque
 
 
 def _shell(optimizer: Optimizer) -> Optimizer:
-    """An optimizer of the same class and attributes, without hooks and a scheduler's wrapping."""
+    """An optimizer of the same class and attributes, without hooks and without a scheduler's wrapper."""
     plain = set(vars(torch.optim.SGD([torch.zeros(())], lr=0.0)))
     shell: Optimizer = copy.copy(optimizer)
     for name, value in vars(optimizer).items():

@@ -27,7 +27,7 @@ def sgd(theta: Tensor, grad: Tensor, state: State, group: State) -> Tensor:
 
 
 def sgd_slope(state: State, group: State) -> Any:
-    """The derivative of :func:`sgd` by the gradient, one number for all entries; of state the names are enough."""
+    """The derivative of :func:`sgd` by the gradient, one number for all entries; state's values are not used."""
     slope = -group["lr"] if not group["maximize"] else group["lr"]
     if not group["momentum"]:
         return slope
@@ -112,6 +112,7 @@ RULES: dict[type[Optimizer], UpdateRule] = {
     Adagrad: adagrad,
     Adadelta: adadelta,
 }
+"""The rule of each optimizer, by its exact class."""
 
 
 def _adam(theta: Tensor, grad: Tensor, state: State, group: State) -> Tensor:

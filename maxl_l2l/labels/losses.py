@@ -1,7 +1,7 @@
 """The paper's losses: masked softmax, focal loss and the entropy regulariser, tensors in and tensors out.
 
 All take the class dimension as dimension 1 with any trailing dimensions, like ``torch.nn.functional.cross_entropy``,
-so dense (per-pixel) labels work. Probabilities and logarithms are taken in float32 or better, whatever autocast says.
+so dense (per-pixel) labels work. Probabilities and logarithms are computed in float32 or better, also under autocast.
 """
 
 from collections.abc import Iterable
@@ -78,15 +78,16 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 PROBABILITIES = "found rows that are non-negative and sum to 1: probabilities already"
+"""How messages describe outputs that are no logits."""
 SECOND_SOFTMAX = (
     f"`model` must return logits, {PROBABILITIES}. The loss would take a second softmax of them, which flattens its "
     "gradient. Leave the softmax at the model's end away; take it where probabilities are wanted."
 )
-"""What to say of a model whose outputs are probabilities."""
+"""The message about a model whose outputs are probabilities."""
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Returns whether outputs ``[N, C, ...]`` are non-negative and sum to 1 over C: no logits, but their softmax."""
+    """Returns whether outputs ``[N, C, ...]`` are non-negative and sum to 1 over C, as after a softmax."""
     if outputs.dim() < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
         return False
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
