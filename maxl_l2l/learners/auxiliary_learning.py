@@ -37,11 +37,11 @@ from .maml_interface import Learner, check_options
 from .step_arguments import check_optimizers, checked_batches, checked_inner_step, checked_options, checked_updates
 
 TwoHeaded = Callable[[Any], tuple[Tensor, Tensor]]
-"""What can stand in for the multi-task network: from x to primary and auxiliary outputs."""
+"""What can replace the multi-task network: a function from x to primary and auxiliary outputs."""
 
 
 class Loss(Protocol):
-    """A loss of outputs against labels or targets: a value a sample or a scalar, smaller is better."""
+    """A loss of outputs against labels or targets: a value for each sample, or a scalar."""
 
     def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor: ...
 
@@ -57,7 +57,7 @@ class AuxiliaryLabelGenerator(Learner):
 
     Args:
         model: The user's model; held, not copied, and left as it is.
-        generator: A module from ``(x, y)`` to targets, of the kind that auxiliary_loss takes; no part of model.
+        generator: A module from ``(x, y)`` to targets, as auxiliary_loss takes them; it shares no parameter with model.
         num_outputs: Outputs of the auxiliary head.
         lr: Learning rate of :meth:`adapt`, and of the inner step where no optimizer is given.
         first_order: Whether :meth:`adapt` drops second derivatives. It cuts the path from the primary loss to the
@@ -68,11 +68,11 @@ class AuxiliaryLabelGenerator(Learner):
         head: Name of the model's own head, a layer or a ``nn.Sequential`` that ends with one. If None: the layer with
             num_primary outputs, or the last linear layer or convolution if num_primary is None too.
         num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
-        num_primary: Outputs of the model's head, to find it by or to add it with; needed with num_features.
-        primary_loss: ``(outputs, y) -> value``, a value a sample or a scalar; cross-entropy if None.
+        num_primary: Outputs of the model's head, by which it is found; with num_features, of the head that is added.
+        primary_loss: ``(outputs, y) -> value``, one for each sample or a scalar; cross-entropy if None.
         auxiliary_loss: ``(auxiliary outputs, targets) -> value``, likewise, twice differentiable in the outputs;
             cross-entropy if None.
-        regularizer: ``targets -> scalar`` that joins the meta loss; none if None.
+        regularizer: ``targets -> scalar``, added to the meta loss; None for none.
 
     Raises:
         TypeError: model or generator is not a module.
@@ -121,7 +121,7 @@ class AuxiliaryLabelGenerator(Learner):
         Args:
             x: What the model takes, N samples.
             y: Labels of the primary task, first dimension N.
-            network: What stands in for the multi-task network, ``x -> (primary, auxiliary)``, such as a clone of it.
+            network: Replaces the multi-task network, ``x -> (primary, auxiliary)``; a clone of it, for instance.
             targets: Auxiliary targets in place of the generator's; for :class:`MAXL` probabilities or class indices.
 
         Returns:
@@ -148,7 +148,7 @@ class AuxiliaryLabelGenerator(Learner):
         """The meta loss L2: mean primary loss plus the regulariser of the targets; arguments as in :meth:`loss`.
 
         Called on a clone after :meth:`adapt`, its gradient reaches theta_2, and theta_1 as in MAML. The generator's
-        pass is virtual: it does not move BatchNorm statistics.
+        pass is virtual: it does not update BatchNorm statistics.
         """
         loss = self.primary_loss(x, y, network)
         if self.objective.regularizer is None:
@@ -188,13 +188,13 @@ class AuxiliaryLabelGenerator(Learner):
                 forward-mode one; ``"regularizer"``, the regulariser's gradient alone, the control without a
                 hypergradient. A network that ``"forward"`` can't differentiate falls back on the next of these, with a
                 warning.
-            epsilon: Euclidean distance in theta_1 of the finite difference. If None, the one of the smallest error is
-                looked for, here at each call, in :meth:`step` at the first and then at every hundredth.
-            micro_batches: Parts that the batches are split into, to save memory; the result is that of the whole batch
-                but for layers that mix samples, as BatchNorm does, and losses that do, as a Dice over the batch. The
-                labels are computed twice if there are several.
-            max_grad_norm: Norm that the gradient of the inner step is clipped to, and differentiated through.
-            scaler: A ``torch.amp.GradScaler`` whose scale keeps small gradients under float16; read alone.
+            epsilon: Euclidean distance in theta_1 of the finite difference. If None, the one with the smallest error is
+                searched for: here at each call, in :meth:`step` at the first and at every hundredth.
+            micro_batches: Parts that the batches are split into, to save memory. The result is that of the whole batch,
+                unless a layer or a loss depends on several samples at once (BatchNorm; a Dice loss over the batch). If
+                there are several, the labels are computed twice.
+            max_grad_norm: Norm that the gradient of the inner step is clipped to; the clipping is differentiated too.
+            scaler: A ``torch.amp.GradScaler`` whose scale keeps small gradients under float16; it is only read.
 
         Returns:
             The losses (nats, means over the batch), the primary outputs and the targets, without a graph; and, with
@@ -241,8 +241,8 @@ class AuxiliaryLabelGenerator(Learner):
         Args:
             x: Training samples, N of them.
             y: Their primary labels, first dimension N.
-            optimizer: Holds all trainable parameters of ``self.network``. It may be in a wrapper of its class that
-                shows it as ``.optimizer``, as Lightning's does.
+            optimizer: Holds all trainable parameters of ``self.network``. A wrapper of the same class that has it as
+                ``.optimizer``, such as Lightning's, works too.
             generator_optimizer: Holds all trainable parameters of ``self.generator``; any kind that needs no closure.
             meta_batch: As in :meth:`hypergradient`; so are method, epsilon and micro_batches.
             max_grad_norm: Norm that each network's gradient is clipped to; the generator learns through the clipping.
@@ -290,8 +290,8 @@ class AuxiliaryLabelGenerator(Learner):
             x: Training samples, N of them.
             y: Their primary labels, first dimension N.
             optimizer: Holds all trainable parameters of ``self.network``; any kind that needs no closure.
-            targets: Auxiliary targets, as auxiliary_loss takes them; the generator's if None (a virtual pass of it).
-            auxiliary: Whether there is an auxiliary task at all; without it this is single-task training.
+            targets: Auxiliary targets, as auxiliary_loss takes them; the generator's (by a virtual pass) if None.
+            auxiliary: Whether there is an auxiliary task; without it this is single-task training.
             micro_batches: As in :meth:`step`; so are max_grad_norm and scaler.
 
         Returns:
@@ -330,8 +330,8 @@ class AuxiliaryLabelGenerator(Learner):
     ) -> StepResult:
         """One step of the generator alone: the second stage of the paper's per-epoch schedule.
 
-        As :meth:`hypergradient` followed by the generator optimizer's step, with the generator's BatchNorm statistics
-        moved once. Arguments, result and errors as in :meth:`step`.
+        As :meth:`hypergradient` followed by the generator optimizer's step, with one update of the generator's
+        BatchNorm statistics. Arguments, result and errors as in :meth:`step`.
         """
         meta_batch = checked_batches(self.check_batch, x, y, meta_batch)
         options = checked_options(method, epsilon, micro_batches, self.objective.regularizer)
@@ -370,14 +370,14 @@ class AuxiliaryLabelGenerator(Learner):
             return gradient_cosine(self._bilevel(), (x, y), targets, options.micro_batches)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the passes of both networks that :meth:`step` and its relatives are made of.
+        """Compiles the passes of both networks in :meth:`step`, :meth:`hypergradient` and the steps of one network.
 
-        These need passes at other parameters, so a model that the user has compiled runs uncompiled in them. Results
-        are the same but for rounding; random numbers too. Not compiled are the forward-mode pass, :meth:`clone` and
-        evaluation. Arguments are those of ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
+        These call networks at other parameters, so a model that the user has compiled runs uncompiled in them. Results
+        are the same up to rounding, and so are random numbers. The forward-mode pass, :meth:`clone` and evaluation are
+        not compiled. Arguments are those of ``torch.compile``: ``backend``, ``mode``, ``options``, ``dynamic``.
 
         Raises:
-            RuntimeError: torch is older than 2.9, which can't compile these passes whole.
+            RuntimeError: torch is older than 2.9, and can't compile these passes as a whole.
         """
         options = compile_options(*args, **kwargs)
         self._passes = (
@@ -386,17 +386,17 @@ class AuxiliaryLabelGenerator(Learner):
         )
 
     def distribute(self, process_group: "dist.ProcessGroup | None" = None) -> None:
-        """Has the processes of a group, its ranks, train together: each passes its part of every batch to :meth:`step`.
+        """Makes the processes of a group train together, as its ranks: each passes its part of a batch to :meth:`step`.
 
         From now on all ranks call :meth:`step`, :meth:`network_step`, :meth:`generator_step` and :meth:`hypergradient`
         together, and compute what one process would on the whole batch, whatever the sizes of its parts: gradients, v
         (see "How it works") and the mean label of the entropy term are summed. Losses in the result are those of the
         whole batch, outputs and targets the rank's own. :meth:`adapt` and the losses remain the rank's own.
 
-        Rank 0's parameters and buffers are sent to the others here. They stay the same by the same steps: of optimizers
-        that are new, or have the same state on all ranks. BatchNorm normalises each rank's part by itself, as in
-        DistributedDataParallel, and its statistics are averaged; ``nn.SyncBatchNorm.convert_sync_batchnorm`` has the
-        whole batch normalised. Ranks with the same random state draw different dropout masks, and keep the same state.
+        Rank 0's parameters and buffers are sent to the others here. They stay equal because all ranks take equal steps;
+        optimizers must be new, or have the same state on all ranks. BatchNorm normalises each rank's part by itself, as
+        in DistributedDataParallel, and its statistics are averaged. ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes
+        it use the whole batch. Ranks with equal random states draw different dropout masks, and keep equal states.
 
         Args:
             process_group: Of torch.distributed; the default group if None. Its timeout bounds how long a rank waits.
@@ -409,10 +409,10 @@ class AuxiliaryLabelGenerator(Learner):
         self.experience = Experience()  # ranks learn together from here on
 
     def end_epoch(self) -> None:
-        """Waits until no rank has a batch left; :func:`fit` calls it, and so should a training loop of one's own.
+        """Waits until no rank has a batch left; :func:`fit` calls it, and so should your own training loop.
 
         Raises:
-            RuntimeError: Another rank has a batch more, and would wait for this one for ever. It is raised there too.
+            RuntimeError: Another rank has one more batch, and would wait for this one forever. It raises there too.
         """
         self.ranks.at_end()
 
@@ -428,7 +428,7 @@ class AuxiliaryLabelGenerator(Learner):
         check_rows(targets, y.shape[0], "generator")
 
     def learner_options(self) -> dict[str, Any]:
-        """What this learner is made of beside its networks, as plain data; the same on all ranks."""
+        """The learner's options apart from its networks, as plain data; the same on all ranks."""
         return {}
 
     def _outputs(self, x: Any, network: TwoHeaded | None) -> tuple[Tensor, Tensor]:
@@ -449,7 +449,7 @@ class AuxiliaryLabelGenerator(Learner):
 
 
 class _Mean:
-    """Reduces a loss, a value a sample or a scalar, to a scalar."""
+    """Reduces a loss, a value for each sample or a scalar, to a scalar."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss

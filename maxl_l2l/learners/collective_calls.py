@@ -1,4 +1,4 @@
-"""Collective calls: what all ranks do together, and what must be the same on all of them before they begin."""
+"""Collective calls: methods that all ranks call together, and what must be equal on all of them before the first."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from ..passes import COMPUTING, RandomState, cuda_devices
 
 
 class HasRanks(Protocol):
-    """What the methods of :func:`collective` belong to."""
+    """An object with ranks, whose methods can be :func:`collective`."""
 
     ranks: Ranks
 
@@ -26,7 +26,7 @@ ResultType = TypeVar("ResultType")
 def collective(
     method: Callable[Concatenate[Owner, Arguments], ResultType],
 ) -> Callable[Concatenate[Owner, Arguments], ResultType]:
-    """Has a method tell the other ranks if its checks fail, so that none waits for this one; one thread at a time."""
+    """Makes a method report failed checks to the other ranks, so that none waits; one thread at a time runs it."""
 
     @functools.wraps(method)
     def call(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultType:
@@ -50,16 +50,7 @@ def in_step(network: nn.Module, generator: nn.Module, ranks: Ranks) -> Iterator[
 
 
 def joined_ranks(learner: nn.Module, settings: dict[str, Any], process_group: "dist.ProcessGroup | None") -> Ranks:
-    """Has the processes of a group begin with the same learner: rank 0's parameters and buffers.
-
-    Args:
-        learner: What is trained.
-        settings: What it is made of beside its networks.
-        process_group: Of torch.distributed; the default group if None.
-
-    Raises:
-        RuntimeError: As in :meth:`AuxiliaryLabelGenerator.distribute`.
-    """
+    """Makes the processes of a group start with the same learner; see :meth:`AuxiliaryLabelGenerator.distribute`."""
     device = next(learner.parameters()).device
     ranks = Ranks(checked_process_group(process_group, device), device)
     ranks.check_same(settings | _tensors(learner), "maxl")

@@ -16,16 +16,7 @@ LearnerType = TypeVar("LearnerType", bound="Learner")
 
 
 class Learner(nn.Module):
-    """What :class:`AuxiliaryLabelGenerator` shares with ``learn2learn.algorithms.MAML``.
-
-    Args:
-        network: The multi-task network.
-        generator: The generator of targets.
-        lr: Learning rate of :meth:`adapt`.
-        first_order: Whether :meth:`adapt` drops second derivatives.
-        allow_unused: Whether :meth:`adapt` accepts a loss that leaves some of the model's parameters unused.
-        allow_nograd: Whether :meth:`adapt` accepts frozen parameters in the model.
-    """
+    """What :class:`AuxiliaryLabelGenerator` shares with ``learn2learn.algorithms.MAML``; it explains the options."""
 
     network: MultiTaskNetwork
     generator: nn.Module
@@ -79,12 +70,10 @@ class Learner(nn.Module):
         """Returns a learner of the same class whose network is a differentiable copy; the generator is shared.
 
         Back-propagating through the clone reaches the original's parameters. Buffers are copied: a clone's passes do
-        not move the original's BatchNorm statistics.
+        not update the original's BatchNorm statistics.
 
         Args:
-            first_order: As in the constructor; as in this learner if None. So are the other two.
-            allow_unused: As in the constructor.
-            allow_nograd: As in the constructor.
+            first_order: As in the constructor; this learner's if None. So are allow_unused and allow_nograd.
         """
         if first_order and not self.first_order:
             _warn_first_order()
@@ -101,7 +90,7 @@ class Learner(nn.Module):
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
     ) -> None:
-        """Takes one gradient step of size lr on a loss, in place of the (cloned) network's parameters.
+        """Replaces the (cloned) network's parameters by those after one gradient step of size lr on a loss.
 
         Args:
             loss: A scalar that depends on this learner's parameters.
@@ -111,7 +100,7 @@ class Learner(nn.Module):
 
         Raises:
             TypeError, ValueError: The loss is no scalar with a graph that reaches this learner.
-            RuntimeError: Parameters are frozen or unused without leave; they are named.
+            RuntimeError: Parameters are frozen or unused and that is not allowed; they are named.
             NonFiniteError: The loss or its gradient is NaN or infinite; the learner stays as it was.
         """
         if first_order and not self.first_order:

@@ -26,14 +26,11 @@ class MAXL(AuxiliaryLabelGenerator):
             as they are.
         psi: Sub-classes per primary class, C integers >= 1, or a :class:`Hierarchy`.
         lr: As in :class:`AuxiliaryLabelGenerator`; so are first_order, allow_unused and allow_nograd.
-        first_order: See above.
-        allow_unused: See above.
-        allow_nograd: See above.
         generator: A module from ``(x, y)`` to probabilities ``[N, K, ...]``, K = sum(psi), that shares no parameter
             with the model. If None, a freshly initialised copy of the model's architecture with K outputs, the paper's
             choice.
         head: Name of the layer that produces the logits, found by its number of outputs if None; or of a
-            ``nn.Sequential`` that ends with it, for a whole such sequence a task, as the paper's networks have.
+            ``nn.Sequential`` that ends with it: then each task has such a sequence, as in the paper's networks.
         num_features: Width of a headless backbone's output ``[N, num_features]``; a primary head is added then.
         gamma: Focusing exponent of the focal loss, >= 0; 0 is cross-entropy.
         entropy_weight: Lambda, the weight of the entropy term in the meta loss, >= 0.
@@ -42,8 +39,8 @@ class MAXL(AuxiliaryLabelGenerator):
 
     Raises:
         TypeError: psi holds other things than integers, or model is not a module.
-        ValueError: psi does not fit the model, the head is not to be found or ambiguous, or the generator shares
-            parameters with the model.
+        ValueError: psi does not fit the model, the head is not found or ambiguous, or the generator shares parameters
+            with the model.
 
     Example:
         >>> maxl = MAXL(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), psi=[5, 5])
@@ -143,7 +140,7 @@ class MAXL(AuxiliaryLabelGenerator):
 
 @dataclass(frozen=True)
 class _EntropyTerm:
-    """The weighted negative entropy of the mean label; of labels that sum to a weight, it is that of their parts."""
+    """The weighted negative entropy of the mean label; labels that sum to a weight are normalised first."""
 
     weight: float
     normalize: bool

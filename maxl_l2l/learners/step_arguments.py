@@ -44,7 +44,7 @@ def checked_options(
 
 
 def checked_updates(network: nn.Module, max_grad_norm: float | None, scaler: GradScaler | None = None) -> Updates:
-    """Returns what is to be done to gradients; warns the caller of a collective method of float16 without a scaler."""
+    """Returns how gradients are clipped and scaled; warns the caller of a step about float16 without a scaler."""
     if max_grad_norm is not None:
         check_number(max_grad_norm, "max_grad_norm", "Leave it out for no clipping.", positive=True)
     if scaler is not None:
@@ -61,7 +61,7 @@ def checked_updates(network: nn.Module, max_grad_norm: float | None, scaler: Gra
 
 
 def checked_inner_step(learner: Learner, optimizer: Optimizer | None, max_grad_norm: float | None) -> InnerStep:
-    """Returns the step that an optimizer would take; one of plain SGD with the learner's rate if there is none."""
+    """Returns the step that an optimizer would take; that of plain SGD with the learner's rate if there is none."""
     if optimizer is not None:
         check_optimizers(learner, optimizer=optimizer)
         return InnerStep(optimizer, max_grad_norm)
