@@ -39,40 +39,39 @@ SAVED = "maxl_l2l"
 class LightningMAXL(L.LightningModule):
     """Trains a learner by Lightning's Trainer: ``Trainer(max_epochs=30).fit(LightningMAXL(MAXL(model, psi)), loader)``.
 
-    Batches are ``(x, y)``, or ``(x, y, label)`` from ``source.label(dataset, psi)``. Loaders given to the Trainer as
-    ``{"train": loader, "meta": meta_loader}`` make the meta loss one of other data; Lightning begins the shorter one
-    anew until the longer one ends.
+    Batches are ``(x, y)``, or ``(x, y, label)`` from ``source.label(dataset, psi)``. Pass loaders to the Trainer as
+    ``{"train": loader, "meta": meta_loader}`` to compute the meta loss on other data; Lightning repeats the shorter one
+    until the longer one ends.
 
-    Logged are means over an epoch, named as in :func:`~maxl_l2l.training.fit`: ``primary_loss``, ``auxiliary_loss``,
-    ``meta_loss``, ``regularizer``, ``hypergradient_norm``, ``accuracy``, with a gradient scaler the number of steps
-    that it ``skipped``, ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``; what metrics ask for, with
-    one number a primary class as ``sub_classes_per_class/3``; and ``loss``, the multi-task loss of a step.
-    ``training_step`` returns the fields of :class:`~maxl_l2l.derivatives.StepResult`, for callbacks.
+    Means over an epoch are logged under the names of :func:`~maxl_l2l.training.fit`: ``primary_loss``,
+    ``auxiliary_loss``, ``meta_loss``, ``regularizer``, ``hypergradient_norm``, ``accuracy``, ``val_loss``,
+    ``val_accuracy``, ``test_loss``, ``test_accuracy``, and what metrics ask for, per primary class as
+    ``sub_classes_per_class/3``. Also logged are ``loss``, the multi-task loss of each step, and, with a gradient
+    scaler, ``skipped``, the number of steps that it skipped. ``training_step`` returns the fields of
+    :class:`~maxl_l2l.hypergradient.StepResult`, for callbacks.
 
-    As everywhere in Lightning, each optimizer's step counts: ``trainer.global_step``, ``max_steps`` and
-    ``every_n_train_steps`` advance by 2 with a step of both networks.
+    Lightning counts the steps of each optimizer: ``trainer.global_step``, ``max_steps`` and ``every_n_train_steps``
+    advance by 2 with a step of both networks.
 
-    Checkpoints hold torch's random state too: a run that is resumed from the end of an epoch goes on as if it had not
-    stopped, as far as its data order depends on that state. A subclass that overrides a hook calls ``super()``'s.
+    Checkpoints also hold torch's random state: a run resumed from the end of an epoch equals an uninterrupted one, if
+    its data order depends on that state alone. A subclass that overrides a hook must call ``super()``'s.
 
     Args:
         maxl: The learner. It is trained in place, and so is the user's model in it, ``maxl.module``.
         optimizer: Makes the network's optimizer from its parameters; the paper's if None, SGD with ``maxl.lr``.
         generator_optimizer: Makes the generator's, if it is to be trained; the paper's if None, SGD 1e-3 with weight
             decay 5e-4.
-        scheduler: Makes the learning-rate scheduler of the network's optimizer from it; none if None.
-        generator_scheduler: Likewise of the generator's.
-        interval: Whether these are stepped after each ``"epoch"`` or each ``"step"``. Own ones that an overridden
+        scheduler: Makes a learning-rate scheduler from the network's optimizer; None for none.
+        generator_scheduler: Likewise from the generator's.
+        interval: Whether these are stepped after each ``"epoch"`` or each ``"step"``. Schedulers that an overridden
             ``configure_optimizers`` returns may each have an ``interval`` and a ``frequency``.
         monitor: Name of the logged metric for a ReduceLROnPlateau that has no ``monitor`` itself.
         source: Where the auxiliary labels come from; :class:`~maxl_l2l.sources.GeneratedLabels` if None.
         method: As in :meth:`AuxiliaryLabelGenerator.step`, for source None; so are epsilon and max_grad_norm.
-        epsilon: See above.
-        meta_every: Train the generator at every how many-th step only, from the first of each epoch on.
-        accumulate: Batches that make one step together, as one large batch would but for BatchNorm; what is left at
-            the end of an epoch makes one too.
-        max_grad_norm: See above.
-        metrics: As in :func:`~maxl_l2l.training.fit`; how fast it is, Lightning's ThroughputMonitor tells.
+        meta_every: Train the generator only at every n-th step, beginning with the first of each epoch.
+        accumulate: Batches for each step, with the result of one large batch, BatchNorm excepted; those that remain at
+            the end of an epoch make a step too.
+        metrics: As in :func:`~maxl_l2l.training.fit`, without the speed: use Lightning's ThroughputMonitor.
 
     Raises:
         TypeError, ValueError: An argument does not fit; or, when training starts, a setting of the Trainer.
@@ -181,13 +180,13 @@ class LightningMAXL(L.LightningModule):
         return self(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def configure_callbacks(self) -> Any:
-        """Adds none; it is the one hook before Lightning checks the Trainer, with advice that leads elsewhere."""
+        """Adds none; it is the only hook before Lightning's own check of the Trainer, whose advice would mislead."""
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
         return super().configure_callbacks()
 
     def on_fit_start(self) -> None:
-        """Checks the optimizers, joins the other processes, and puts back what Lightning does not of a resumed run."""
+        """Checks the optimizers, connects the processes, and restores what Lightning does not restore itself."""
         found, wanted = len(self.trainer.optimizers), len(self._trained())
         if found < wanted:
             raise ValueError(
@@ -207,15 +206,15 @@ class LightningMAXL(L.LightningModule):
         self._restore_random()
 
     def on_train_epoch_end(self) -> None:
-        """Logs what labels are like, and steps the schedulers that wait for a metric of the validation."""
-        self._tell_of_labels()
-        self._restore_random()  # if nothing was trained: validation had written the checkpoint, and this is the rest
+        """Logs statistics of the labels, and steps the schedulers that need a metric of the validation."""
+        self._log_labels()
+        self._restore_random()  # for a run resumed from a checkpoint that validation wrote, after the last batch
         self._waiting = []
         self.maxl.end_epoch()
         self._schedule("epoch", self.trainer.current_epoch + 1, plateau=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds every process's random states, what the first steps found out, and metrics for schedulers that wait."""
+        """Adds every process's random states, what the first steps found out, and the metrics that schedulers need."""
         states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda_devices(self.maxl))]
         gather = self.trainer.strategy.all_gather
         checkpoint[SAVED] = {
@@ -226,7 +225,7 @@ class LightningMAXL(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps these until the moment when a resumed run starts."""
+        """Keeps these until the resumed run starts."""
         self._resumed = checkpoint.get(SAVED)
 
     def _restore_random(self) -> None:
@@ -238,17 +237,17 @@ class LightningMAXL(L.LightningModule):
                 torch.cuda.set_rng_state(state, device)
 
     def _measure_labels(self, batch: Any, result: StepResult) -> None:
-        """Measures the labels of a step, if that is asked for."""
+        """Adds the labels of a step to the statistics, if there are metrics."""
         hierarchy = None if self.metrics is None else hierarchy_of(self.maxl)
         if hierarchy is None:
             return
-        if self._labels is None:  # here, as a run that goes on inside an epoch does not begin one
+        if self._labels is None:  # here, as no hook runs at the start of an epoch that is resumed inside
             self._labels = LabelMeter(hierarchy, self.device)
         given = given_labels(batch, self.source.num_elements)
         self._labels.add(result.targets, batch[1], result.auxiliary_outputs, given)
 
-    def _tell_of_labels(self) -> None:
-        """Logs what labels were like in this epoch, and warns if these and those before say nothing."""
+    def _log_labels(self) -> None:
+        """Logs the epoch's statistics of labels, and warns if labels have collapsed or stayed uniform."""
         if self._labels is None or self.metrics is None:
             return
         self._labels.join(self.maxl.ranks)
@@ -263,7 +262,7 @@ class LightningMAXL(L.LightningModule):
         return (self.maxl.network, self.maxl.generator)[: 1 + self.source.trains_generator]
 
     def _step(self, batches: list[Any], number: int) -> dict[str, Any]:
-        """Takes a step, of the generator too if it is its turn in an epoch's step of that number."""
+        """Takes the step of this number in an epoch, with one of the generator at every ``meta_every``-th."""
         turn = self.source.trains_generator and number % self.meta_every == 0
         batch = self._joined(batches, "train", 3 if self.metrics is None else 4)
         meta_batch = self._joined(batches, "meta", 2)
@@ -297,7 +296,7 @@ class LightningMAXL(L.LightningModule):
         return {name: value for name, value in result._asdict().items() if value is not None}
 
     def _joined(self, batches: list[Any], name: str, most: int) -> Any:
-        """The training or the meta batches as one, of so many elements at most; None if there are none."""
+        """Joins the training or the meta batches, each cut to so many elements; None if there are none."""
         found = [_part(batch, name) for batch in batches]
         return None if found[0] is None else joined([moved(batch, self.device)[:most] for batch in found])
 
@@ -314,7 +313,7 @@ class LightningMAXL(L.LightningModule):
         self.log_dict(found, prog_bar=prog_bar, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
 
     def _schedule(self, interval: str, count: int, plateau: bool = False) -> None:
-        """Steps the schedulers whose turn it is; after an epoch those that need a metric (plateau) by themselves."""
+        """Steps the schedulers that are due, see :func:`step_schedulers`."""
         step_schedulers(self, interval, count, self.monitor, (self._resumed or {}).get("metrics", {}), plateau)
 
 

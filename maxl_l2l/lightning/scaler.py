@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 class PluginScaler(GradScaler):
     """The Trainer's gradient scaler, for a learner whose optimizers' steps go through Lightning.
 
-    In each of these Lightning's precision plugin unscales, checks and updates. What is left is to scale each network's
-    gradients just before its own: the first update may have changed the scale.
+    In each step Lightning's precision plugin unscales, checks and updates. This class only scales each network's
+    gradients just before its step, as the first step's update may have changed the scale.
     """
 
     def __init__(self, scaler: GradScaler) -> None:

@@ -1,4 +1,4 @@
-"""Learning-rate schedulers that Lightning has configured, stepped where a step of two networks is optimized by hand."""
+"""Learning-rate schedulers that Lightning has configured, stepped by the module, as manual optimization requires."""
 
 from collections.abc import Mapping
 
@@ -12,24 +12,24 @@ def step_schedulers(
     interval: str,
     count: int,
     monitor: str,
-    former: Mapping[str, Tensor],
+    previous: Mapping[str, Tensor],
     plateau: bool = False,
 ) -> None:
-    """Steps the schedulers whose turn it is.
+    """Steps the schedulers of a module's trainer that are due.
 
     Args:
-        module: Whose trainer has them.
+        module: The module.
         interval: ``"step"`` or ``"epoch"``, of which one has just ended.
         count: How many of these have ended.
         monitor: The metric of a ReduceLROnPlateau that names none itself.
-        former: Metrics of the run that this one goes on from.
-        plateau: Whether, after an epoch, those that need a metric have their turn, rather than the others.
+        previous: Metrics of the run that this one was resumed from.
+        plateau: Whether, after an epoch, to step the schedulers that need a metric, rather than the others.
     """
     for config in module.trainer.lr_scheduler_configs:
         needs_metric = isinstance(config.scheduler, ReduceLROnPlateau)
         later = interval == "epoch" and needs_metric != plateau
         if config.interval == interval and count % config.frequency == 0 and not later:
-            metrics = {**former, **module.trainer.callback_metrics}
+            metrics = {**previous, **module.trainer.callback_metrics}
             module.lr_scheduler_step(
                 config.scheduler, _metric(config.scheduler, monitor, metrics) if needs_metric else None
             )
