@@ -1,6 +1,6 @@
-"""What is measured while training: losses, accuracy, and what the auxiliary labels are like.
+"""Metrics of training: losses, accuracy, and statistics of the auxiliary labels.
 
-Sums are kept on the device and read at the end of an epoch. A watch tells when labels have collapsed into single
+Sums are kept on the device and read at the end of an epoch. A warning is given when labels have collapsed into single
 sub-classes, or stay uniform.
 """
 

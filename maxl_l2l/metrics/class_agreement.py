@@ -1,4 +1,4 @@
-"""Agreement: how far invented classes are the ones that somebody gave, from how often each pair of them occurs."""
+"""Agreement of invented classes with given labels, from the number of samples with each pair of them."""
 
 import importlib
 from importlib.util import find_spec
@@ -19,10 +19,10 @@ def agreement(table: Tensor, hierarchy: Hierarchy) -> dict[str, float]:
         hierarchy: The hierarchy, of K auxiliary classes.
 
     Returns:
-        ``nmi``, the normalised mutual information (by the arithmetic mean of both entropies), which is high already
-        where both know the primary class. ``nmi_within``, its mean over samples inside each primary class, of those
-        whose samples have several given labels. ``purity``, the fraction of samples with the given label that their
-        auxiliary class has in the best one-to-one matching, if scipy is installed. Nothing without samples.
+        ``nmi``, the normalised mutual information (by the arithmetic mean of both entropies), which is high even if
+        both only reflect the primary class. ``nmi_within``, the same inside each primary class with several given
+        labels, averaged over samples. ``purity``, the fraction of samples whose given label is the one of their
+        auxiliary class in the best one-to-one matching, if scipy is installed. Empty without samples.
 
     Example:
         >>> found = agreement(torch.tensor([[5, 0], [0, 5], [10, 0]]), Hierarchy([2, 1]))
@@ -39,14 +39,14 @@ def agreement(table: Tensor, hierarchy: Hierarchy) -> dict[str, float]:
         shares = [float(block.sum()) / samples for block in blocks]
         found["nmi_within"] = sum(map(float.__mul__, shares, map(_normalized_mutual_information, blocks)))
     if HAS_SCIPY:
-        # Here, as it takes a good part of a second, and nobody else needs it.
+        # Imported here, as it takes a good part of a second.
         matching = importlib.import_module("scipy.optimize").linear_sum_assignment(counts.numpy(), maximize=True)
         found["purity"] = float(counts[matching].sum() / counts.sum())
     return found
 
 
 def _normalized_mutual_information(counts: Tensor) -> float:
-    """That of rows and columns; 1 if there is one of each, 0 if there is one of either."""
+    """That of rows and columns; 1 if there is one of each, 0 if there is only one of either."""
     rows, columns, both = (_entropy(part) for part in (counts.sum(dim=1), counts.sum(dim=0), counts.flatten()))
     if rows + columns == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""Collapse: whether invented labels say anything, and what to change if not."""
+"""Collapse: whether invented labels carry any information, and what to change if not."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from ..checks import some
 from ..labels import Hierarchy
 
 SINGLE = UNIFORM = 0.99
-"""The share of a class's samples in one sub-class, and of a uniform label's entropy, from which labels say nothing."""
+"""The share of a class's samples in one sub-class, and of a uniform label's entropy, from which labels are useless."""
 SURE, FEW = 0.9, 10
-"""The share of a uniform label's entropy from which the most probable sub-class means little; samples to judge by."""
+"""The share of a uniform label's entropy from which the most probable sub-class means little; least count to judge."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Collapse:
     """What is wrong with the labels of an epoch, if anything.
 
     Attributes:
-        single: Primary classes that are split by psi, but have at least 99 % of their samples in one sub-class, of ten
-            or more; not those whose labels have 90 % or more of the entropy of uniform ones, as the most probable
-            sub-class means little there.
+        single: Primary classes that psi splits and that have ten or more samples, at least 99 % of them in one
+            sub-class. Classes whose labels have 90 % or more of the entropy of uniform ones do not count, as their most
+            probable sub-class means little.
         uniform: Whether the labels' mean entropy is at least 99 % of that of uniform ones.
     """
 
@@ -33,8 +33,8 @@ def collapse_of(record: Mapping[str, Any], hierarchy: Hierarchy) -> Collapse:
     """Judges an epoch's labels.
 
     Args:
-        record: Of a history, with ``use``, ``relative_label_entropy`` and ``relative_label_entropy_per_class``; without
-            them nothing is wrong.
+        record: Of a history, with ``use``, ``relative_label_entropy`` and ``relative_label_entropy_per_class``. If it
+            lacks them, nothing is found.
         hierarchy: The hierarchy.
 
     Example:
@@ -56,12 +56,12 @@ def collapse_of(record: Mapping[str, Any], hierarchy: Hierarchy) -> Collapse:
 def warn_of_collapse(
     records: Sequence[Mapping[str, Any]], hierarchy: Hierarchy, patience: int | None, stacklevel: int = 2
 ) -> None:
-    """Warns if labels have collapsed, or have been uniform, for so many epochs in a row up to the last, and not longer.
+    """Warns if labels have collapsed, or have been uniform, in the last ``patience`` epochs and not in the one before.
 
     Args:
-        records: Of a history, one an epoch.
+        records: Of a history, one for each epoch.
         hierarchy: The hierarchy.
-        patience: How many epochs in a row; never if None.
+        patience: Number of epochs in a row; None for no warnings.
         stacklevel: As in ``warnings.warn``, seen from here.
     """
     if patience is None or len(records) < patience:

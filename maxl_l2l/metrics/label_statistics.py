@@ -1,4 +1,4 @@
-"""Label statistics: what an epoch's auxiliary labels are like, gathered batch by batch on their device."""
+"""Label statistics: sums over an epoch's auxiliary labels, gathered batch by batch on their device."""
 
 import math
 import warnings
@@ -14,11 +14,11 @@ from ..sources import WHOLE
 from .class_agreement import agreement
 
 MOST_PAIRS = 10**6
-"""Pairs of an auxiliary class and a given label that are counted at most: what has more is no label, but a name."""
+"""Most pairs of an auxiliary class and a given label that are counted; numbers with more are hardly labels."""
 
 
 class LabelMeter:
-    """Sums over the samples of an epoch, from which :meth:`values` come; read from the device there.
+    """Sums over the samples of an epoch, which :meth:`values` reads from the device.
 
     Args:
         hierarchy: The hierarchy, of C primary and K auxiliary classes.
@@ -27,8 +27,8 @@ class LabelMeter:
     Attributes:
         sums: ``mean`` ``[K]``, the sum of labels; ``use`` ``[K]``, samples whose most probable label each is;
             ``samples`` and ``entropies`` ``[C]``, samples of each primary class, and the sum of their labels' entropies
-            (nats); ``predicted`` and ``right``, samples of which the auxiliary head predicts a label, and the same;
-            ``table`` ``[K, G]``, samples by auxiliary class and given label.
+            (nats); ``predicted`` and ``right``, samples whose label the auxiliary head predicts, and those where it is
+            right; ``table`` ``[K, G]``, samples by auxiliary class and given label.
     """
 
     def __init__(self, hierarchy: Hierarchy, device: torch.device) -> None:
@@ -46,12 +46,12 @@ class LabelMeter:
         """Adds a batch.
 
         Args:
-            targets: Probabilities ``[N, K, ...]``, or such times a weight a sample, of which those that are all zero
-                count as none; or classes ``[N, ...]``, int64. Anything else is passed over.
+            targets: Probabilities ``[N, K, ...]``, which may be times a weight for each sample (samples of weight zero
+                are not counted); or classes ``[N, ...]``, int64. Anything else is ignored.
             y: Primary classes ``[N, ...]``.
             predicted: Auxiliary outputs ``[N, K, ...]``.
-            given: Labels that somebody gave, integers of the shape of y, negative where there is none; anything else is
-                passed over, and so are, with a warning, more than a million pairs of them and auxiliary classes.
+            given: Given labels, integers of the shape of y, negative where there is none. Anything else is ignored; so
+                are, with a warning, labels that make more than a million pairs with auxiliary classes.
         """
         if targets is None or not self._fits(targets, y):
             return
@@ -85,7 +85,7 @@ class LabelMeter:
         return values.movedim(1, -1).reshape(-1, self.hierarchy.num_auxiliary)
 
     def _compare(self, chosen: Tensor, given: Tensor, counted: Tensor) -> None:
-        """Counts pairs of auxiliary classes and given labels; the table grows with the latter."""
+        """Counts pairs of auxiliary classes and given labels; the table gets a column for each new label."""
         table = self.sums["table"]
         width = max(table.shape[1], int(given.max()) + 1)
         if width * len(table) > MOST_PAIRS:
@@ -129,7 +129,7 @@ class LabelMeter:
         return found | (agreement(sums["table"], self.hierarchy) if sums["table"].shape[1] else {})
 
     def _relative(self, samples: list[int], entropies: list[float]) -> dict[str, Any]:
-        """Entropies as shares of those of uniform labels, where there is something to choose."""
+        """Entropies relative to those of uniform labels, for classes with several sub-classes."""
         per_class = [
             entropy / count / math.log(size) if count and size > 1 else None
             for size, count, entropy in zip(self.hierarchy.psi, samples, entropies)
@@ -150,5 +150,5 @@ class LabelMeter:
         return {name: total.cpu() for name, total in self.sums.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from what was saved."""
+        """Restores saved sums."""
         self.sums = {name: total.to(self.device) for name, total in state.items()}

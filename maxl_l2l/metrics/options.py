@@ -1,4 +1,4 @@
-"""Metrics: what is measured while training beyond losses and accuracy, on request."""
+"""Metrics: what is measured while training besides losses and accuracy, if the user asks for it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ class Metrics:
     """Which metrics :func:`fit` and :class:`LightningMAXL` record, and when they warn.
 
     Args:
-        gradient_cosine: On every how many-th step the cosine of the primary and the auxiliary gradient is measured, at
-            the cost of half a step each time; never if None.
-        patience: After how many epochs in a row with collapsed or uniform labels to warn; never if None.
+        gradient_cosine: Measure the cosine of the primary and the auxiliary gradient on every n-th step, at the cost of
+            half a step each time; never if None.
+        patience: Warn after this number of epochs in a row with collapsed or uniform labels; never if None.
 
     Raises:
-        TypeError, ValueError: One is no integer above 0.
+        TypeError, ValueError: One is not an integer above 0.
 
     Example:
         >>> Metrics(gradient_cosine=10)
@@ -36,11 +36,7 @@ class Metrics:
 
     @classmethod
     def of(cls, metrics: "bool | Metrics") -> "Metrics | None":
-        """Returns what is asked for by an argument ``metrics``: the defaults for True, None for False.
-
-        Raises:
-            TypeError: It is something else.
-        """
+        """Returns what an argument ``metrics`` means: the defaults if True, None if False; others raise TypeError."""
         if isinstance(metrics, Metrics):
             return metrics
         if not isinstance(metrics, bool):
@@ -53,5 +49,5 @@ class Metrics:
 
 def hierarchy_of(maxl: AuxiliaryLabelGenerator) -> Hierarchy | None:
     """Returns a learner's hierarchy; None for one whose targets are no classes."""
-    hierarchy: Any = getattr(maxl, "hierarchy", None)  # which may be the model's own, and something else
+    hierarchy: Any = getattr(maxl, "hierarchy", None)  # may be an attribute of the model, and something else
     return hierarchy if isinstance(hierarchy, Hierarchy) else None

@@ -26,7 +26,7 @@ class Means:
         self.counts: dict[str, int] = {}
 
     def add(self, name: str, value: Tensor | None, count: int) -> None:
-        """Adds a mean over count samples; None is passed over."""
+        """Adds a mean over count samples; None is ignored."""
         if value is not None:
             self.sums[name] = self.sums.get(name, 0) + value.detach() * count
             self.counts[name] = self.counts.get(name, 0) + count
@@ -51,7 +51,7 @@ class Usage:
         self.used: set[int] = set()
 
     def add(self, targets: Tensor | None) -> None:
-        """Adds a batch of targets, probabilities ``[N, K, ...]`` or classes ``[N, ...]``; others are passed over."""
+        """Adds a batch of targets, probabilities ``[N, K, ...]`` or classes ``[N, ...]``; others are ignored."""
         if targets is None or targets.numel() == 0 or (targets.is_floating_point() and targets.dim() < 2):
             return
         labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
@@ -67,14 +67,14 @@ class Usage:
 
 
 class Measured:
-    """What an epoch under way has measured so far.
+    """What the current epoch has measured so far.
 
     Args:
         labels: Measures labels, if that is asked for.
 
     Attributes:
-        steps: How many steps have been taken.
-        skipped: How many of them were skipped by a gradient scaler.
+        steps: Number of steps taken.
+        skipped: Number of them that a gradient scaler skipped.
     """
 
     def __init__(self, labels: LabelMeter | None = None) -> None:
@@ -88,13 +88,9 @@ class Measured:
         return time.perf_counter() - self.begun
 
     def add(self, result: StepResult, y: Tensor, trains_network: bool, given: Any = None) -> None:
-        """Adds a step on a batch with classes y; what is measured of the network counts if it was trained.
+        """Adds the result of a step on samples with primary classes y, and given labels, if any.
 
-        Args:
-            result: Of the step.
-            y: The primary labels.
-            trains_network: Whether the network was.
-            given: Labels that somebody gave, if any.
+        What the network's pass gives counts only if the step trains the network.
         """
         count = len(y)
         self.steps += 1
@@ -126,7 +122,7 @@ class Measured:
         return {**self.means.values(), **self.usage.values(), **labels}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns tensors and plain data from which the sums go on to the last digit."""
+        """Returns all sums exactly, as tensors and plain data."""
         sums = {name: total.cpu() if isinstance(total, Tensor) else total for name, total in self.means.sums.items()}
         return {
             "sums": sums,
@@ -139,7 +135,7 @@ class Measured:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Goes on from what was saved."""
+        """Restores saved sums."""
         self.means.sums = {
             name: total.to(device) if isinstance(total, Tensor) else total for name, total in state["sums"].items()
         }
@@ -149,4 +145,4 @@ class Measured:
         if self.labels is not None and state.get("labels") is not None:
             self.labels.load_state_dict(state["labels"])
         else:
-            self.labels = None  # of a part of an epoch nothing is said
+            self.labels = None  # no statistics of a part of an epoch

@@ -1,4 +1,4 @@
-"""Central differences of a real step, which the hypergradient is compared with along a random direction."""
+"""Central differences of a real step, for comparison with the hypergradient along a random direction."""
 
 import copy
 import math
@@ -15,21 +15,15 @@ from ..learners import AuxiliaryLabelGenerator
 from ..passes import copied, map_tensors
 from .snapshot import Snapshot
 
-# A double-precision copy of larger networks could ask for more memory than training does.
+# A double-precision copy of larger networks could need more memory than training does.
 MOST_PARAMETERS = 200_000_000
-
-
-# The step in theta_1, as a part of its norm.
+# The step in theta_1, as a fraction of its norm.
 STEP = 0.02
-
-
-# How far both networks are moved at random before, as a part of their root mean square. Some are initialised just where
-# their derivative jumps: where a residual branch begins as zero, for instance, a ReLU may follow on zeros.
+# How far both networks are first moved at random, as a fraction of their root mean square. Some are initialised where
+# their derivative jumps: if a residual branch is zero at first, for instance, a ReLU after it may get zeros.
 OFFSET = 0.01
-
-
-# Steps in theta_2, as parts of its root mean square, in the order in which they are tried. Deep networks with BatchNorm
-# want short ones; models that compute something in float32 want longer ones.
+# Steps in theta_2, as fractions of its root mean square, in the order of trial. Deep networks with BatchNorm need short
+# ones; models that compute something in float32 need longer ones.
 LENGTHS = {torch.float64: (1e-6, 1e-8, 1e-5, 1e-4, 1e-7, 1e-9, 1e-10), torch.float32: (1e-2, 1e-3, 1e-1)}
 
 
@@ -37,8 +31,8 @@ class Comparison(NamedTuple):
     """How far the hypergradient is from the truth.
 
     Attributes:
-        error: Relative to the larger of the two; None if rounding or kinks keep the differences from settling it.
-        bound: The error to expect of a hypergradient that is exact.
+        error: Relative to the larger of the two; None if rounding or kinks make the differences inconclusive.
+        bound: The largest error to expect of an exact hypergradient.
         dtype: What it was computed in.
         reason: Why it was not computed in float64; empty if it was.
     """
@@ -50,22 +44,16 @@ class Comparison(NamedTuple):
 
 
 def compare(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, method: str) -> Comparison:
-    """Compares a learner's hypergradient with central differences, on a float64 copy of it if that can be.
+    """Compares a learner's hypergradient with central differences, on a float64 copy if possible; may move the learner.
 
-    With theta_2 moved to and fro along a random direction d, one SGD step on the multi-task loss by
-    ``torch.autograd.grad`` alone, and the primary loss after it: their difference over the length is
-    ``<hypergradient, d>``. The regularizer is left out.
-
-    Args:
-        maxl: The learner; it may be left elsewhere.
-        x: Samples.
-        y: Their labels.
-        method: As in :meth:`AuxiliaryLabelGenerator.hypergradient`.
+    The primary loss after one SGD step on the multi-task loss is computed twice, with theta_2 moved forwards and
+    backwards along a random direction d. Its difference, divided by the distance, is ``<hypergradient, d>``. The
+    regularizer is left out.
     """
     try:
         with torch.autocast(y.device.type, enabled=False):
             return _compare(_in_double(maxl), _in_float64(x), _in_float64(y), method, "")
-    except Exception as error:  # a model may fail in whatever way in a dtype that it was not written for
+    except Exception as error:  # a model may fail in any way in a dtype that it was not written for
         return _compare(maxl, x, y, method, f"{type(error).__name__}: {error}".split("\n")[0])
 
 
@@ -74,7 +62,7 @@ def _compare(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, method: str, reas
     dtype = max((p.dtype for p in parameters), key=lambda kind: torch.finfo(kind).eps)
     bound = 1e-3 if dtype == torch.float64 else 5e-2
     maxl.zero_grad()
-    # Its gradient takes no hypergradient, and is so much the larger part that it would hide an error in the rest.
+    # The regularizer's gradient needs no hypergradient, and is so large that it would hide an error in the rest.
     maxl.objective = replace(maxl.objective, regularizer=None)
     for network in (maxl.network, maxl.generator):
         _move([p for p in network.parameters() if p.is_floating_point()], OFFSET)
@@ -116,7 +104,7 @@ def _relative(one: float, other: float) -> float:
 
 
 def _settled(measured: dict[float, float], error: float) -> bool:
-    """Whether differences over neighbouring lengths agree by far better than the hypergradient does with any of them.
+    """Whether two neighbouring lengths give differences that agree far better than the hypergradient does with either.
 
     They do not across kinks, or where rounding is coarser than the dtype's.
     """
@@ -141,10 +129,7 @@ def _in_float64(x: Any) -> Any:
 
 
 def _rate(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor) -> float:
-    """A learning rate with which the step is a fraction of the network's parameters, whatever these and the loss are.
-
-    Much shorter steps would hide the hypergradient in rounding errors.
-    """
+    """A learning rate at which the step has a fixed relative size; shorter steps hide the hypergradient in rounding."""
     parameters = [p for p in maxl.network.parameters() if p.requires_grad]
     grads = torch.autograd.grad(maxl.loss(x, y), parameters, allow_unused=True)
     slope = _norm(grad for grad in grads if grad is not None)

@@ -1,4 +1,4 @@
-"""The model check: whether a model is differentiated rightly, and what that costs, before it is trained."""
+"""The model check: whether a model is differentiated correctly, and what a step costs, before it is trained."""
 
 import contextlib
 import statistics
@@ -31,18 +31,18 @@ UNMEASURED = "could not be measured"
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What :func:`check_model` found; printed, a report.
+    """What :func:`check_model` found; ``print`` shows it as a report.
 
     Attributes:
         problems: What would go wrong: each says what was found, why it matters and what to do.
-        notes: What may be meant so: frozen and unused parameters, methods that fall back on others, what could not be
+        notes: What may be intended: frozen and unused parameters, methods that fall back on others, what could not be
             measured.
         relative_error: Of the hypergradient along a random direction, against central differences of a real step; None
-            if it could not be measured. The costs are None if a problem keeps a step from being taken.
+            if it could not be measured. The values below are None if a problem prevents a step.
         seconds: One step of both networks, the median of three after one to warm up.
         single_task_seconds: One step on the primary loss alone, likewise.
-        saved_bytes: The most that autograd keeps for backward passes at one time in a step, parameters left aside; on
-            CUDA devices, by how much allocated memory rises in a step.
+        saved_bytes: Peak of what autograd keeps for backward passes in a step, without parameters; on CUDA devices, the
+            rise of allocated memory in a step.
         single_task_saved_bytes: Likewise for a step on the primary loss alone.
     """
 
@@ -80,19 +80,19 @@ class ModelCheck:
 
 
 def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str = "forward") -> ModelCheck:
-    """Checks on one batch whether a learner's networks are differentiated rightly, and what a step costs.
+    """Checks on one batch whether a learner's networks are differentiated correctly, and what a step costs.
 
-    Looked for are: trained tensors that are no parameters, passes that do not repeat themselves or move something else
-    than buffers, parameters without a gradient, outputs that are probabilities already; and the hypergradient is
-    compared with central differences of a step that is really taken, in float64 if the model can be run in it, at a
-    point near the present one. All this takes the time of ten to thirty steps and the memory of some more copies of
-    both networks. The learner, the batch and the random states are afterwards as they were.
+    It finds trained tensors that are no parameters, outputs that change from pass to pass, passes that change more than
+    buffers, parameters without a gradient, and outputs that are probabilities already. It compares the hypergradient
+    with central differences of a real step, in float64 if the model can run in it, close to the current parameters.
+    This takes the time of ten to thirty steps and the memory of some more copies of both networks. Afterwards the
+    learner, the batch and the random states are as they were.
 
     Args:
         maxl: The learner, in the mode that it is trained in.
         x: A batch of samples as the model is trained on, N of them.
         y: Their labels.
-        method: As in :meth:`AuxiliaryLabelGenerator.hypergradient`; not ``"regularizer"``, which is none.
+        method: As in :meth:`AuxiliaryLabelGenerator.hypergradient`, except ``"regularizer"``.
 
     Returns:
         The findings; ``print`` them, or look at ``ok``.
@@ -101,7 +101,7 @@ def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str
         TypeError, ValueError: An argument does not fit.
         NonFiniteError: A loss or gradient is NaN or infinite on this batch.
 
-    Whatever else the model raises on the batch, it raises here.
+    Any other error that the model raises on the batch is raised here too.
 
     Example:
         >>> maxl = MAXL(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2)), psi=[3, 3])
@@ -117,7 +117,7 @@ def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str
         warnings.simplefilter("always")
         check = _checked(Subject(maxl, copied(x), copied(y), snapshot), method, caught)
     for category, text in dict.fromkeys((each.category, str(each.message)) for each in caught):
-        # That passes do not repeat themselves is in the findings, with the reason.
+        # Outputs that change from pass to pass are in the findings, with the reason.
         if not issubclass(category, FallBackWarning) and "gave other outputs in a second pass" not in text:
             warnings.warn(text, category, stacklevel=2)
     return check
@@ -125,7 +125,7 @@ def check_model(maxl: AuxiliaryLabelGenerator, x: Any, y: Tensor, *, method: str
 
 @contextlib.contextmanager
 def _undisturbed(maxl: AuxiliaryLabelGenerator) -> Iterator[Snapshot]:
-    """Gives a snapshot of a learner and puts it back at the end; meanwhile the learner warns of fall-backs anew."""
+    """Yields a snapshot of a learner and restores it at the end; inside, the learner warns of fall-backs again."""
     experience, maxl.experience = maxl.experience, Experience()
     try:
         snapshot = Snapshot(maxl)
@@ -146,7 +146,7 @@ def _checked(subject: Subject, method: str, caught: list[warnings.WarningMessage
     try:
         probe_gradients(subject, found)
         subject.snapshot.restore()
-        # First in the model's own dtype: what it raises there is the user's to see.
+        # First in the model's own dtype: errors there are shown to the user.
         subject.maxl.hypergradient(copied(subject.x), subject.y, method=method)
         subject.snapshot.restore()
         error = _probe_exactness(subject, method, found) if repeats else None

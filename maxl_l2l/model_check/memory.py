@@ -11,13 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 def kept_for_backward(function: Callable[[], Any], module: nn.Module, device: torch.device) -> int:
     """Calls a function and returns the most bytes that autograd kept at one time for backward passes.
 
-    Storages that tensors share count once; those of the module's parameters and buffers do not. On a CUDA device it is
-    the rise of allocated memory instead, which has the temporaries too.
-
-    Args:
-        function: What to call.
-        module: Whose parameters and buffers are left aside.
-        device: Where it runs.
+    Storages that tensors share count once, those of the module's parameters and buffers not at all. On a CUDA device it
+    is the rise of allocated memory instead, temporaries included.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -70,5 +65,5 @@ class _Holder:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Tells storages apart; 0 for tensors that have none that is their own."""
+    """Identifies a tensor's storage; 0 for tensors without a strided one."""
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else 0

@@ -1,4 +1,4 @@
-"""Probes: what in a model would keep it from being differentiated rightly, each found by a pass or two of it."""
+"""Probes: each finds, by a pass or two, something in a model that would make its derivatives wrong."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from .snapshot import Snapshot, plain_tensors, same
 
 @dataclass
 class Findings:
-    """What probes have found: problems to be solved before training, and notes that may be meant so."""
+    """What probes have found: problems to be solved before training, and notes on what may be intended."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Subject:
     """What is probed.
 
     Attributes:
-        maxl: The learner; a probe may move it, as the snapshot puts it back.
+        maxl: The learner; a probe may change it, as the snapshot restores it.
         x: A batch of samples; probes work on copies.
         y: Their labels.
         snapshot: Of the learner.
@@ -39,14 +39,14 @@ class Subject:
     snapshot: Snapshot
 
     def networks(self) -> Iterable[tuple[str, nn.Module, tuple[Any, ...]]]:
-        """Both networks, by what users call them, with what they take."""
+        """Both networks, with the names that users know and their arguments."""
         yield "model", self.maxl.network, (self.x,)
         yield "generator", self.maxl.generator, (self.x, self.y)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One virtual pass: its outputs; its arguments, the plain tensors and the names of changed parameters after it."""
+    """A virtual pass: outputs; after it, the arguments, the plain tensors, and the names of changed parameters."""
 
     outputs: list[Tensor]
     args: tuple[Any, ...]
@@ -55,7 +55,7 @@ class _Pass:
 
 
 def probe_passes(subject: Subject, found: Findings) -> bool:
-    """Whether each network repeats itself and moves nothing but its buffers; returns whether both repeat themselves."""
+    """Checks that networks repeat their outputs and change only buffers; returns whether both repeat their outputs."""
     if not (subject.maxl.training and subject.maxl.module.training):  # transformers loads models in evaluation mode
         found.notes.append(
             "The model is in evaluation mode: no dropout, and BatchNorm stands still. Call maxl.train() unless that is "
@@ -86,7 +86,7 @@ def probe_passes(subject: Subject, found: Findings) -> bool:
 
 
 def probe_gradients(subject: Subject, found: Findings) -> None:
-    """Which tensors the loss depends on that are no parameters, and which parameters it does not depend on."""
+    """Finds tensors that the loss depends on but that are no parameters, and parameters that it does not depend on."""
     maxl = subject.maxl
     x = copied(subject.x)
     loss = maxl.loss(x, subject.y)
@@ -126,7 +126,7 @@ def _virtual(subject: Subject, module: nn.Module, args: tuple[Any, ...]) -> _Pas
 
 
 def _agree(ones: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether tensors are the same but for what kernels may round differently from run to run."""
+    """Whether tensors are equal up to rounding, which may differ from run to run."""
     return len(ones) == len(others) and all(map(_near, ones, others))
 
 
@@ -137,7 +137,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
 
 
 def _probe_changes(subject: Subject, name: str, done: _Pass, found: Findings) -> None:
-    """What a pass changed of its arguments and of the parameters."""
+    """Finds arguments and parameters that a pass changed."""
     for label, before, after in zip("xy", (subject.x, subject.y), done.args):
         pairs = zip(tensors_of(before), tensors_of(after))
         if not all(same(one, other) and other._version == 0 for one, other in pairs):
@@ -224,5 +224,5 @@ def _report_hidden(maxl: nn.Module, hidden: list[Tensor], found: Findings) -> No
 
 
 def _own_paths(names: Iterable[str]) -> list[str]:
-    """Names in the user's model as the user knows them."""
+    """Removes the prefixes of names in the user's model."""
     return [name.removeprefix("network.module.").removeprefix("network.") for name in names]

@@ -1,4 +1,4 @@
-"""A snapshot: all that a module holds and all that a pass may move, taken at one moment and put back."""
+"""A snapshot of all that a module holds and a pass may change, and its restoration."""
 
 import copy
 from collections import OrderedDict
@@ -12,8 +12,8 @@ from ..passes import RandomNumbers, RandomState, cuda_devices, tensors_in
 class Snapshot:
     """Parameters, buffers, gradients, plain attributes and modes of a module, and the random states, at one moment.
 
-    Tensors keep their identity: their values are put back. Of plain attributes the first level is put back, and what a
-    list, dict or set among them holds; not what other objects do to themselves.
+    Tensors keep their identity; their values are restored. Plain attributes are restored, and the content of lists,
+    dicts and sets among them, but not that of other objects.
 
     Attributes:
         values: A copy of every tensor that the module held, by the tensor's id.
@@ -49,7 +49,7 @@ class Snapshot:
         self.restore_random_numbers()
 
     def moved_attributes(self) -> list[str]:
-        """Names the plain attributes that have another value now."""
+        """Names the plain attributes that have changed."""
         return [
             f"{prefix}.{name}" if prefix else name
             for prefix, attributes, values in self.attributes
@@ -63,11 +63,10 @@ class Snapshot:
 
 
 def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Finds the tensors that a module keeps where PyTorch does not look: in plain attributes, lists, tuples and dicts.
+    """Finds tensors in plain attributes, lists, tuples and dicts of a module, where PyTorch does not look.
 
     Returns:
-        The tensors by the path at which they are found, ``"blocks[0].weight"`` for instance. What is a parameter or
-        buffer of the module somewhere else is none of them.
+        The tensors by path, such as ``"blocks[0].weight"``, without the module's parameters and buffers.
     """
     registered = {id(thing) for thing in (*module.parameters(), *module.buffers(), *module.modules())}
     found: dict[str, Tensor] = {}
