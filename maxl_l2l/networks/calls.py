@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..checks import some
 
-# Where a model that returns more than a tensor keeps its logits: transformers' classifiers, GoogLeNet and Inception in
-# training mode say "logits", torchvision's segmentation models "out".
+# Names of the logits in what a model returns: "logits" in transformers' classifiers, GoogLeNet and Inception (in
+# training mode), "out" in torchvision's segmentation models.
 NAMES = ("logits", "out")
 RETURN_DICT = ", or give a transformers model return_dict=True"
 
@@ -18,7 +18,7 @@ def call(module: nn.Module, x: Any) -> Any:
     """Calls a module with a batch's x: a mapping as keyword arguments, anything else as the one argument.
 
     A tokenizer's output is such a mapping: ``module(input_ids=..., attention_mask=...)``. A module whose ``forward``
-    takes a whole mapping as its one argument, under a name that is not one of the mapping's keys, is given it so.
+    takes the whole mapping as its one argument, under a name that is not one of the mapping's keys, gets the mapping.
     """
     if isinstance(x, Mapping) and _takes_keywords(module, x):
         return module(**x)
@@ -30,8 +30,8 @@ def logits_of(output: Any, subject: str = "`model`", what: str = "logits") -> Te
 
     Args:
         output: A tensor; an object or named tuple with the attribute ``logits``; or a mapping with one of these keys.
-        subject: What the model is called in the message.
-        what: What the tensor is called in the message; "features" for a headless backbone.
+        subject: The model's name in the message.
+        what: The tensor's name in the message; "features" for a headless backbone.
 
     Raises:
         TypeError: There is no such tensor.
@@ -52,7 +52,7 @@ def logits_of(output: Any, subject: str = "`model`", what: str = "logits") -> Te
 
 
 def two_outputs(found: Any) -> tuple[Tensor, Tensor]:
-    """Returns what was put in the place of the multi-task network has returned; raises TypeError if it is no pair."""
+    """Returns the outputs of a replacement of the multi-task network; raises TypeError if they are no pair."""
     if isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(one, Tensor) for one in found):
         return found[0], found[1]
     words = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -67,7 +67,7 @@ def _takes_keywords(module: nn.Module, x: Mapping[Any, Any]) -> bool:
     try:
         signature.bind(**x)
     except TypeError:
-        # Of several parameters one is meant all the same: the call will say which key is missing or too many.
+        # With several parameters, keywords are meant even so: the call's own error names the wrong key.
         return len(signature.parameters) > 1 and any(key in signature.parameters for key in x)
     return True
 

@@ -1,4 +1,4 @@
-"""Fresh copies: a model's architecture once more, newly initialised and with another number of outputs."""
+"""Fresh copies: a model's architecture, newly initialised, with another number of outputs."""
 
 import contextlib
 import copy
@@ -13,20 +13,18 @@ from torch.nn.utils import parametrize
 from .calls import call, logits_of
 from .heads import logits_layer, resized_head
 
-# Methods by which layers and models draw their parameters, in torch's, transformers' and timm's words.
+# Methods by which layers and models of torch, transformers and timm draw their parameters.
 RESETS = ("reset_parameters", "_reset_parameters", "init_weights", "_init_weights")
-
-
-# Where models write down how many outputs they have; some reshape by it.
+# Attributes in which models keep their number of outputs; some reshape by it.
 COUNTS = ("num_classes", "num_labels")
 
 
 def fresh_copy(model: nn.Module, num_outputs: int, head: str | None, num_features: int | None) -> nn.Module:
     """Returns a model's architecture with another number of outputs, on its device and in its dtype.
 
-    A layer draws new values by its ``reset_parameters()``, and a model by its ``init_weights()``, called without
-    arguments, or its ``_init_weights(module)``, applied to each of its modules, as they are usual in torch, timm and
-    transformers. Parameters that none of them draws start as a copy of the model's. All are trainable.
+    Layers draw new values by ``reset_parameters()``, models by ``init_weights()`` without arguments, or by
+    ``_init_weights(module)`` for each of their modules, as in torch, timm and transformers. Parameters that none of
+    these draw are copied from the model. All are trainable.
 
     Args:
         model: The model to copy; nothing is shared with it.
@@ -52,9 +50,9 @@ def fresh_copy(model: nn.Module, num_outputs: int, head: str | None, num_feature
     else:
         body = resized_head(body, num_outputs)
     for module in body.modules():
-        # What transformers has initialised or loaded it marks, so as not to do it again.
+        # transformers marks what it has initialised or loaded, and would not draw it again.
         vars(module).pop("_is_hf_initialized", None)
-    # Children first: a parent that initialises its children has the last word.
+    # Children first: a parent that initialises its children overrides them.
     for module in reversed(list(body.modules())):
         _reset(module)
     for parameter in body.parameters():
@@ -95,7 +93,7 @@ class _Headed(nn.Sequential):
 
 
 def _replace(body: nn.Module, old_head: nn.Module, num_outputs: int) -> None:
-    """Puts a head with other outputs in the place of a model's own, and their number where the model keeps it."""
+    """Replaces a model's head by one with another number of outputs, and sets that number where the model keeps it."""
     new_head = resized_head(old_head, num_outputs)
     for module in list(body.modules()):  # the head may be registered under several names
         for name, child in module._modules.items():
@@ -106,7 +104,7 @@ def _replace(body: nn.Module, old_head: nn.Module, num_outputs: int) -> None:
         for name in COUNTS:
             count = getattr(holder, name, None)
             if isinstance(count, int) and count == old:
-                with contextlib.suppress(AttributeError):  # it can't be set, nor be what the model reshapes by then
+                with contextlib.suppress(AttributeError):  # a read-only one follows the head by itself
                     setattr(holder, name, num_outputs)
 
 
@@ -118,7 +116,7 @@ def _reset(module: nn.Module) -> None:
     if not parametrize.is_parametrized(module):
         reset()
         return
-    # A parametrized tensor is computed anew at each access: draw into one that stays, then assign it.
+    # A parametrized tensor is computed at each access: draw into one that stays, then assign it.
     places = [name for name, _ in module.get_submodule("parametrizations").named_children()]
     with parametrize.cached():
         reset()

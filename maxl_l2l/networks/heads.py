@@ -1,4 +1,4 @@
-"""Heads: which layer of a model gives its logits, and another of its kind with more outputs."""
+"""Heads: the layer of a model that gives its logits, and new layers of its kind with another number of outputs."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from ..checks import some
 
-# What leaves each class where it is; after a convolution, with the classes in dimension 1, what works on positions too.
+# Layers that keep the order of classes; after a convolution, with classes in dimension 1, also layers over positions.
 KEEPS_CLASSES = (nn.Identity, nn.Flatten, _DropoutNd)
 KEEPS_CHANNELS = (*KEEPS_CLASSES, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd, nn.Upsample)
 
@@ -23,7 +23,7 @@ def resolve_head(
     """Returns the name of the model's head, given or found by :func:`find_head`; None for a headless backbone.
 
     Raises:
-        TypeError: model is not a module, or one in a wrapper that spreads it over devices.
+        TypeError: model is not a module, or it is wrapped in DataParallel or DistributedDataParallel.
         ValueError: There is no such head, or the arguments contradict each other.
     """
     if not isinstance(model, nn.Module):
@@ -55,11 +55,10 @@ def resolve_head(
 def find_head(model: nn.Module, num_outputs: int | None) -> str:
     """Finds the layer that produces a model's logits, by its number of outputs.
 
-    With num_outputs: the only linear layer or convolution of that width. Of several, the last of a ``nn.Sequential``
-    that feeds them into one another; convolutions do not count where a linear layer of that width follows, nor do
-    layers in a part whose name begins with "aux", as torchvision calls the extra classifiers of GoogLeNet, Inception
-    and its segmentation models. Without num_outputs: the last of all linear layers and convolutions in the order of
-    definition.
+    With num_outputs: the only linear layer or convolution of that width; of several in one ``nn.Sequential``, the last.
+    Convolutions before a linear layer of that width do not count, nor do layers in a part whose name begins with "aux",
+    such as the extra classifiers of torchvision's GoogLeNet, Inception and segmentation models. Without num_outputs:
+    the last of all linear layers and convolutions in the order of definition.
 
     Args:
         model: Any module.
@@ -104,7 +103,7 @@ def logits_layer(model: nn.Module, head: str = "") -> str | None:
     """Returns the name of the layer of a head that gives its logits: the head itself, or the last of a sequence.
 
     In a ``nn.Sequential``, however nested, dropout and flattening may follow it, and after a convolution pooling and
-    resizing, as these leave the classes where they are. None if anything else does, or if there is no such layer.
+    resizing, as these keep the order of classes. None if anything else follows, or if there is no such layer.
 
     Args:
         model: Any module.
@@ -120,7 +119,7 @@ def logits_layer(model: nn.Module, head: str = "") -> str | None:
 
 
 def alters_features(head: nn.Module) -> bool:
-    """Whether a head may write to the features that enter it: if it works in place before its first parameter."""
+    """Whether a head may overwrite the features that enter it: if it works in place before its first parameter."""
     for _, layer in _in_order("", head):
         if any(getattr(module, "inplace", False) for module in layer.modules()):
             return True
@@ -188,10 +187,10 @@ def _num_outputs(module: nn.Module) -> int | None:
 
 
 def _in_order(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers of a sequence of sequences under their names, as often as they run; or a module alone."""
+    """The layers of a sequence, however nested, by name, as often as they run; or a module alone."""
     if not isinstance(module, nn.Sequential):
         return [(name, module)]
-    # Not named_children(): it has a layer that runs twice, a ReLU say, once.
+    # Not named_children(), which lists a layer that runs twice, such as a ReLU, once.
     children = [(f"{name}.{key}".lstrip("."), child) for key, child in module._modules.items() if child is not None]
     return [layer for child in children for layer in _in_order(*child)]
 

@@ -73,17 +73,7 @@ def default_generator(
 ) -> LabelGenerator:
     """Returns the paper's label generator: the model's architecture with K outputs, freshly initialised.
 
-    It draws its parameters as the model did, see :func:`copies.fresh_copy`. Nothing is shared with the model.
-
-    Args:
-        model: The user's model.
-        hierarchy: The hierarchy; K is its number of auxiliary classes.
-        head: Name of the model's head; not used with num_features.
-        num_features: Width of a headless backbone's output; None if the model has a head.
-        weighted: Whether samples get weights, by one output more.
-
-    Raises:
-        ValueError: The model can't be copied.
+    See :func:`fresh_copies.fresh_copy` for the arguments and errors; a weighted generator has one more output.
     """
     body = fresh_copy(model, hierarchy.num_auxiliary + weighted, head, num_features)
     return LabelGenerator(body, hierarchy, weighted).to(place(model)["device"])

@@ -17,11 +17,11 @@ from .heads import alters_features, logits_layer, resized_head, resolve_head
 class MultiTaskNetwork(nn.Module):
     """The user's model plus an auxiliary head on the features that enter the model's own head (theta_1).
 
-    The model is held, not copied, and is not altered: the features are read by a hook that lives as long as one
-    forward pass. A model whose head is a convolution gets a convolutional auxiliary head. Where head names a
-    ``nn.Sequential``, the paper's two linear layers for instance, the auxiliary head is one too, on the features that
-    enter the whole of it. Where the model pools after its head the auxiliary logits are averaged over positions, where
-    it picks a position (the last token, say) the same one is picked, and where it resizes they are resized.
+    The model is held, not copied, and is not altered: a hook that exists only during a forward pass reads the features.
+    A model whose head is a convolution gets a convolutional auxiliary head. If head names a ``nn.Sequential``, such as
+    the paper's two linear layers, the auxiliary head is one too, on the features that enter it. If the model pools
+    after its head, the auxiliary logits are averaged over positions; if it picks a position, such as the last token,
+    the same one is picked; if it resizes, they are resized.
 
     Args:
         module: The user's model; or a backbone that returns features ``[N, D]``, if primary_head is given.
@@ -70,7 +70,7 @@ class MultiTaskNetwork(nn.Module):
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Has the model's head pass on what enters and leaves it, for :meth:`read`."""
+        """Inside, hooks keep what enters and leaves the model's head, for :meth:`read`."""
         if self.primary_head is not None:
             yield
             return
@@ -93,7 +93,7 @@ class MultiTaskNetwork(nn.Module):
         self._passed_on.append((self._kept.pop() if self._kept else _first(args, kwargs), logits))
 
     def read(self, x: Any) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` does, inside of :meth:`reading`; in this form it can be compiled."""
+        """What :meth:`forward` does, to be called inside :meth:`reading`; in this form it can be compiled."""
         if self.primary_head is not None:
             features = logits_of(call(self.module, x), what="features")
             return self.primary_head(features), self.auxiliary_head(features)
@@ -127,12 +127,12 @@ class MultiTaskNetwork(nn.Module):
         return output if self.primary_head is None else self.primary_head(logits_of(output, what="features"))
 
     def _match_positions(self, auxiliary: Tensor, own: Tensor, primary: Tensor) -> Tensor:
-        """Gives auxiliary logits the positions of the primary ones: chosen, averaged, flattened or resized.
+        """Matches the auxiliary head's logits to the model's outputs: chooses, averages, flattens or resizes positions.
 
         Args:
-            auxiliary: Logits of the auxiliary head, as they come out of it.
-            own: Those of the model's head.
-            primary: What the model made of them.
+            auxiliary: Logits of the auxiliary head.
+            own: Logits of the model's own head.
+            primary: What the model makes of these.
         """
         if auxiliary.dim() > 2 and not self.is_dense:
             # A linear head applied to every position has its classes last.
@@ -181,7 +181,7 @@ def multi_task_network(
 
     Raises:
         TypeError: model is not a module.
-        ValueError: There is no head, no single one, not one with num_primary outputs, or none that can be copied.
+        ValueError: The head is missing, ambiguous, of another number of outputs, or can't be copied.
     """
     name = resolve_head(model, head, num_primary, num_features)
     if name is not None:

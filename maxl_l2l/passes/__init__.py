@@ -1,8 +1,8 @@
 """Calling a network at other parameters than its own.
 
-A pass at other parameters is called virtual here: the network's own parameters and buffers stay as they are. This
-package has such passes and what they need: copies of buffers, random numbers that can be drawn again, clones whose
-parameters stay connected to the originals, norms over many tensors, and a lock against a second thread.
+Such a pass is called virtual here: the network's own parameters and buffers stay as they are. This package has virtual
+passes and what they need: copies of buffers, random numbers that can be drawn again, clones whose parameters stay
+connected to the originals, norms over many tensors, and a lock against a second thread.
 """
 
 from .buffers import buffer_copies, clones, copy_all, write_buffers

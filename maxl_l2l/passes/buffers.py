@@ -10,7 +10,7 @@ KeyType = TypeVar("KeyType", str, int)
 
 
 def write_buffers(moved: Iterable[tuple[nn.Module, Mapping[str, Tensor]]]) -> None:
-    """Copies values into modules' buffers, by name; one that a pass has registered is where it belongs already."""
+    """Copies values into modules' buffers, by name; buffers without a value stay as they are."""
     for module, values in moved:
         pairs = [(buffer, values[name]) for name, buffer in module.named_buffers() if name in values]
         for buffer, value in pairs:
@@ -34,7 +34,7 @@ def clones(tensors: Mapping[KeyType, Tensor]) -> dict[KeyType, Tensor]:
 
 
 def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copies into each pair's first tensor; those of a kind together, so that a GPU needs one kernel for many."""
+    """Copies each pair's second tensor into its first; tensors of one kind together, by one kernel on a GPU."""
     kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for target, source in pairs:
         kind = target.dtype, source.dtype, target.device, target.layout

@@ -13,7 +13,7 @@ def connected_clone(module: ModuleType, shared: Iterable[object] = ()) -> Module
     """Copies a module, with every parameter replaced by a differentiable clone of the original.
 
     Back-propagating through the clone reaches the original's parameters. Buffers are copied, so the clone's forward
-    passes do not move the original's BatchNorm statistics. Tied parameters stay tied.
+    passes do not update the original's BatchNorm statistics. Tied parameters stay tied.
 
     Args:
         module: Any module.

@@ -42,15 +42,15 @@ def tensors_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Ten
 
     Args:
         value: Tensors, modules, lists, tuples and mappings.
-        path: The path of value itself, which the others begin with.
-        seen: The ids of what is passed over; what is found joins them.
+        path: The path of value itself, which all paths begin with.
+        seen: The ids of what is skipped; what is found is added.
     """
     if not isinstance(value, (Tensor, nn.Module, list, tuple, Mapping)) or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, nn.Module):  # in a plain list, say, where PyTorch does not find its parameters
+    elif isinstance(value, nn.Module):  # in a plain list, for instance, where PyTorch does not find its parameters
         for name, inner in (*value._parameters.items(), *value._buffers.items(), *value._modules.items()):
             yield from tensors_in(inner, f"{path}.{name}", seen)
         for name, inner in vars(value).items():

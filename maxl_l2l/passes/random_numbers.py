@@ -1,4 +1,4 @@
-"""Random numbers: the states of generators, of torch alone or of all that the data and the steps of a run draw from."""
+"""Random numbers: the states of torch's generators, or of all that a run draws from, saved and restored."""
 
 import contextlib
 import random
@@ -41,7 +41,7 @@ class RandomState:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Draws inside what was drawn from that state on; outside, the generators go on as if nothing had happened."""
+        """Puts the generators into that state inside; afterwards they continue as if nothing had been drawn."""
         now = RandomState(self.devices)
         self.restore()
         try:
@@ -56,13 +56,13 @@ KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomSt
 
 
 class RandomNumbers:
-    """All random numbers that the data and the steps of a run depend on, as far as they are drawn in this process.
+    """All generators of this process that the data and the steps of a run draw from.
 
     Those are torch's, Python's and NumPy's own generators, and those that a data loader, its samplers or its dataset
-    hold as attributes: the same in every process that runs the same program.
+    hold as attributes.
 
     Args:
-        devices: CUDA devices whose random state counts.
+        devices: CUDA devices whose random state is included.
         loaders: Data loaders, or what stands for them, by name.
     """
 
@@ -136,14 +136,14 @@ def _restore(generator: Any, state: Any) -> None:
 
 
 def _plain(state: Any) -> Any:
-    """A state of NumPy's with tensors in the place of arrays, which a safe load refuses."""
+    """A state of NumPy's with tensors in the place of arrays, which ``weights_only=True`` refuses to load."""
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
     return torch.from_numpy(state.astype(np.int64)) if isinstance(state, np.ndarray) else state
 
 
 def _arrays(state: Any) -> Any:
-    """The same with arrays again."""
+    """The inverse of :func:`_plain`."""
     if isinstance(state, Mapping):
         return {name: _arrays(value) for name, value in state.items()}
     return state.numpy().astype(np.uint64) if isinstance(state, torch.Tensor) else state

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 
 COMPUTING = threading.RLock()
-"""Held while derivatives are computed. Random numbers that are drawn again, levels of forward-mode derivatives, kernels
-that are chosen and modules whose tensors are swapped are the process's: two threads would get each other's."""
+"""Held while derivatives are computed: random states, levels of forward-mode derivatives, the choice of kernels and
+swapped tensors belong to the whole process, so that a second thread would disturb them."""
 _RUNNING = threading.Lock()
 
 
@@ -18,17 +18,15 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A process that is forked in the midst of another thread's step would find the lock held, and what it guards.
+    # A process that is forked during another thread's step would inherit the held lock, and what it guards.
     os.register_at_fork(before=COMPUTING.acquire, after_in_parent=COMPUTING.release, after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
 def only_run() -> Iterator[None]:
-    """Surrounds a run.
+    """Surrounds a run; raises RuntimeError if there is one in this process already.
 
-    Raises:
-        RuntimeError: There is one in this process already: both would draw from the same random numbers, so that
-            neither could be repeated or resumed.
+    Two would draw from the same random numbers, so that neither could be repeated or resumed.
     """
     lock = _RUNNING
     if not lock.acquire(blocking=False):

@@ -16,7 +16,7 @@ ResultType = TypeVar("ResultType")
 def virtual_pass(module: nn.Module, parameters: Mapping[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
     """Calls a module with other parameters, on copies of its buffers; what it writes to buffers goes to the copies.
 
-    Names are those of ``named_parameters()`` and ``named_buffers()``: a tensor with two places has the first one's.
+    Names are those of ``named_parameters()`` and ``named_buffers()``: a tensor that is registered twice has the first.
     """
     return within(module, parameters, buffers, lambda: module(*args))
 
@@ -29,8 +29,7 @@ def within(
 ) -> ResultType:
     """Calls a function while a module has other parameters and buffers, named as in :func:`virtual_pass`.
 
-    A backward pass belongs in here if the module recomputes what it did not keep (activation checkpointing): it must
-    meet the same parameters again.
+    A backward pass belongs in here if the module recomputes activations (checkpointing): it needs the same parameters.
     """
     places, state = placed(module, parameters, buffers)
     state = {f"module.{place}": tensor for place, tensor in state.items()}
@@ -45,8 +44,8 @@ def placed(
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Finds every place of the given parameters and buffers in a module.
 
-    Ties are made here, one entry a place: with ``tie_weights=True`` functional_call (torch 2.15) swaps a layer that is
-    registered twice, or its buffers, twice, and then fails to put the original back.
+    Ties are resolved here: with ``tie_weights=True`` functional_call (torch 2.15) swaps a layer that is registered
+    twice, or its buffers, twice, and then fails to restore the original.
 
     Returns:
         The name that belongs to each place; and the tensor that goes there, for ``tie_weights=False``.
@@ -59,13 +58,13 @@ def placed(
 
 
 def take_over(buffers: dict[str, Tensor], places: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
-    """Takes buffers from a state after the call: a module may have put a new tensor in a buffer's place."""
+    """Takes buffers from a state after the call: a module may have replaced a buffer by a new tensor."""
     buffers.update((name, state[place]) for place, name in places.items() if name in buffers)
 
 
 def _eagerly(module: nn.Module) -> AbstractContextManager[object]:
-    """Runs what the user has compiled without its compiled code, which knows neither other parameters nor hooks, draws
-    other dropout masks, and can't be differentiated forwards or twice."""
+    """Makes modules that the user has compiled run uncompiled: compiled code ignores other parameters and hooks, draws
+    other dropout masks, and has no forward-mode or second derivative."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     if not hasattr(torch.compiler, "set_stance"):  # since torch 2.6

@@ -1,4 +1,4 @@
-"""Fixed labels: one auxiliary class for each sample, chosen before training, and the dataset that has them."""
+"""Fixed labels: one auxiliary class for each sample, chosen before training, and a dataset that includes them."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ class FixedLabels(LabelSource):
 
 
 class RandomLabels(FixedLabels):
-    """A sub-class drawn at random for each sample, once: what an auxiliary task does by its mere presence.
+    """A sub-class drawn at random for each sample, once: the control for the effect of any auxiliary task.
 
     Args:
         seed: Seed of the draw.
@@ -91,7 +91,7 @@ class RandomLabels(FixedLabels):
 
 
 class HumanLabels(FixedLabels):
-    """Labels that somebody gave, the reference to reach without them.
+    """Labels that people gave: the reference for invented ones.
 
     Args:
         labels: Auxiliary classes of the training set in its order, int64, ``[N]``.
@@ -105,7 +105,7 @@ class HumanLabels(FixedLabels):
 
 
 class LabelledDataset(Dataset[Any]):
-    """A dataset of ``(x, y)`` with a label put behind y in each item; a label that stood there follows.
+    """A dataset of ``(x, y)`` with a label inserted after y in each item; a label that was there comes after it.
 
     Args:
         dataset: Items ``(x, y)``, N of them.
@@ -126,11 +126,11 @@ class LabelledDataset(Dataset[Any]):
 
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Kinds of numbers that labels are given in."""
+"""The integer dtypes that labels may have."""
 
 
 def is_label(value: Any) -> bool:
-    """Whether something is a class, or a tensor of some."""
+    """Whether a value is a class index, or a tensor of these."""
     is_whole = isinstance(value, Tensor) and value.dtype in WHOLE
     return is_whole or (isinstance(value, Integral) and not isinstance(value, bool))
 

@@ -62,7 +62,7 @@ class GeneratedLabels(LabelSource):
 class EntropyLabels(GeneratedLabels):
     """Labels of a generator trained by the regulariser alone: the control without a hypergradient.
 
-    What MAXL gains over this source is what the meta gradient earns; the rest is the extra soft task.
+    What MAXL gains over this source comes from the meta gradient; the rest comes from the additional task.
     """
 
     learns_from_meta_gradient = False

@@ -1,7 +1,4 @@
-"""Label sources: where the auxiliary labels of a run come from, and what the generator learns from, if anything.
-
-One interface for all, so that comparisons are fair: the same training loop, network and optimizers serve every source.
-"""
+"""The interface of label sources, and the source without labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -21,9 +18,9 @@ class LabelSource(ABC):
 
     Attributes:
         trains_generator: Whether there is a second stage, which trains the generator.
-        learns_from_meta_gradient: Whether the hypergradient has a part in that.
-        num_elements: Elements of a batch that are the source's, so that one that follows is a label that somebody gave,
-            which nothing is trained with; None if that can't be told.
+        learns_from_meta_gradient: Whether the generator learns from the hypergradient.
+        num_elements: Elements of a batch that the source uses. An element after them is a given label, used in metrics
+            alone. None if the number is not known.
     """
 
     trains_generator: bool = False
