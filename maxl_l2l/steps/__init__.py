@@ -1,7 +1,7 @@
-"""What the derivatives are used for: one iteration of both networks, or of one of them.
+"""Training steps: one iteration of both networks, or of one of them.
 
-All is computed before anything is changed. An optimizer that fails, or whose step would leave NaN or infinity, is
-undone.
+Everything is computed before anything is changed. The step of an optimizer that raises, or that gives NaN or infinity,
+is undone.
 """
 
 from .cosine import gradient_cosine

@@ -1,4 +1,4 @@
-"""The gradient cosine: whether the auxiliary task pulls the shared parameters the way of the primary one."""
+"""The gradient cosine: whether the auxiliary task moves the shared parameters in the direction of the primary one."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def gradient_cosine(bilevel: Bilevel, batch: Batch, targets: Tensor | None, micr
         bilevel: The networks and their losses.
         batch: x and y.
         targets: Auxiliary targets; the generator's if None.
-        micro_batches: Parts that the batch goes through the network in.
+        micro_batches: Parts that the batch is split into.
 
     Returns:
         A scalar without a graph, of the whole batch of all ranks; None if the gradients have no parameter in common, or

@@ -1,4 +1,4 @@
-"""One iteration: what the derivatives are used for. All is computed before anything is changed."""
+"""One iteration of both networks, or of one of them. Everything is computed before anything is changed."""
 
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,7 @@ def add_hypergradient(
         meta_batch: x and y of the meta loss.
         inner: The rule U; it must hold all trainable parameters of the network.
         options: How it is computed.
-        updates: What is done to gradients.
+        updates: How gradients are scaled.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite; ``.grad`` is as it was.
@@ -65,12 +65,8 @@ def fused_step(
 ) -> StepResult:
     """One training step of the network, and one of the generator by the hypergradient through that very step.
 
-    The gradient of the multi-task loss serves both. Everything is computed before anything is changed, and what an
-    optimizer's step has changed is put back if it raises or its numbers are not finite: a call that raises leaves
-    parameters, buffers and optimizers as they were. Arguments as in :func:`add_hypergradient`.
-
-    Raises:
-        NonFiniteError: A loss or gradient is not finite.
+    The gradient of the multi-task loss serves both. A call that raises leaves parameters, buffers and optimizers as
+    they were; it raises NonFiniteError if a loss or gradient is not finite. Arguments as in :func:`add_hypergradient`.
     """
     _meet(bilevel, batch, meta_batch, options, updates, optimizer, generator_optimizer)
     inner = InnerStep(optimizer, updates.max_grad_norm)
@@ -94,10 +90,10 @@ def _meet(
     *optimizers: Optimizer,
     **others: bool,
 ) -> int:
-    """Meets the other ranks before anything is computed; returns the samples in all parts of the batch.
+    """Meets the other ranks before anything is computed; returns the number of samples in all parts of the batch.
 
     Raises:
-        RankError: They are not here for the same.
+        RankError: Another rank makes another call, or has other options.
     """
     batches = [batch] if meta_batch is None else [batch, meta_batch]
     counts = [num_samples(one) for one in batches]
@@ -122,12 +118,12 @@ def _in_words(optimizer: Optimizer) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value without waiting for a device that holds it."""
+    """A value as it is described, without waiting for a device that holds it."""
     return value if not isinstance(value, Tensor) else value.item() if value.device.type == "cpu" else "a tensor"
 
 
 def _moved_buffers(bilevel: Bilevel, derivatives: Derivatives) -> list[tuple[nn.Module, dict[str, Tensor]]]:
-    """The buffers that passes have moved, of those networks of which there are any."""
+    """The buffers that passes have updated, for each network that has any."""
     networks = [(bilevel.network, derivatives.network_buffers), (bilevel.generator, derivatives.generator_buffers)]
     moved = [(network, buffers) for network, buffers in networks if buffers]
     return joined_buffers(bilevel.ranks, moved, derivatives.share)

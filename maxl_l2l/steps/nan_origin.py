@@ -1,4 +1,4 @@
-"""Origins: where a loss or gradient that is not finite comes from, if parameters or data were not finite before."""
+"""The origin of a loss or gradient that is not finite, if parameters or data were not finite before the step."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from ..passes import tensors_of
 
 
 def origin(bilevel: Bilevel, batch: Batch, meta_batch: Batch | None = None) -> Origin | None:
-    """Returns what was NaN or infinite before a step was computed; None if nothing was."""
+    """Returns what was NaN or infinite before a step; None if nothing was."""
     networks = {"network": bilevel.network, "generator": bilevel.generator}
     for kind, network in networks.items():
         # A frozen one may be infinite on purpose.

@@ -17,7 +17,7 @@ from ..passes import clones, copy_all, non_finite, norm, write_buffers
 
 Grads = Mapping[Tensor, Tensor]
 Steps = Mapping[str, tuple[Optimizer, Grads]]
-"""Of each network, by ``"network"`` or ``"generator"``: its optimizer and its gradients."""
+"""The optimizer and the gradients of each network, by ``"network"`` or ``"generator"``."""
 MovedBuffers = Sequence[tuple[nn.Module, Mapping[str, Tensor]]]
 
 
@@ -65,7 +65,7 @@ class Updates:
         except BaseException:
             undo.restore()
             if self.scaler is not None and scaling is not None:
-                self.scaler.update(scaling["scale"])  # it forgets that it has stepped
+                self.scaler.update(scaling["scale"])  # clears its record of a step
                 self.scaler.load_state_dict(scaling)
             raise
         write_buffers(moved)
@@ -83,16 +83,12 @@ class Updates:
                 stepped = True
         if self.scaler is not None and stepped:
             self.scaler.update()
-        # Inside a region of autocast the casted weights are kept until it ends; they are stale now.
+        # Inside a region of autocast, cast weights are cached until it ends; now they are out of date.
         torch.clear_autocast_cache()
 
 
 class Undo:
-    """Parameters, their gradients and the states of optimizers at one moment, to be put back.
-
-    Args:
-        optimizers: Of which; nothing else may change.
-    """
+    """The parameters, gradients and states of optimizers at one moment, to be restored."""
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self.states = [(optimizer, _entries(optimizer)) for optimizer in optimizers]
@@ -123,8 +119,8 @@ class Undo:
             found += [(f"{kind} parameters", parameter, self.values[id(parameter)]) for parameter in grads]
             found += [(f"state of the {kind}'s optimizer", own, self.values.get(id(own))) for own in _large(states)]
         for module, values in moved:
-            former = dict(module.named_buffers())
-            found += [("buffers", value, former.get(name)) for name, value in values.items() if _large([value])]
+            earlier = dict(module.named_buffers())
+            found += [("buffers", value, earlier.get(name)) for name, value in values.items() if _large([value])]
         if _are_finite([now for _, now, _ in found]):
             return
         for term, now, before in found:
@@ -150,12 +146,12 @@ def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _others(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a group of parameters but for these."""
+    """The entries of a parameter group, without the parameters."""
     return _copied({name: value for name, value in group.items() if name != "params"})
 
 
 def _large(values: Iterable[Any]) -> list[Tensor]:
-    """Those that are tensors of real numbers; not single ones, as counts of steps are, which may be elsewhere."""
+    """The floating-point tensors; without scalars such as step counts, which may be on another device."""
     return [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0]
 
 

@@ -1,7 +1,7 @@
 """The training loop: :func:`fit`, and :func:`evaluate`.
 
-Epochs and schedules, checkpoints that are gone on from inside an epoch, signals and time limits, the progress bar and
-loggers. Nothing below this package knows data loaders.
+It has epochs and schedules, checkpoints from which a run can be resumed even inside an epoch, signals and time limits,
+the progress bar and loggers. Packages below this one know nothing of data loaders.
 """
 
 from .batches import check_loader, given_labels, length, moved

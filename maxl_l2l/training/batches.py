@@ -9,7 +9,7 @@ from ..passes import map_tensors
 
 
 def check_loader(loader: Any, argument: str, required: bool) -> None:
-    """Raises unless loader can be gone through and is not known to be empty; None passes if it is not required."""
+    """Raises unless loader is an iterable that is not known to be empty; None passes if it is not required."""
     if loader is None and not required:
         return
     if not isinstance(loader, Iterable):
@@ -19,7 +19,7 @@ def check_loader(loader: Any, argument: str, required: bool) -> None:
 
 
 def length(loader: Iterable[Any]) -> int | None:
-    """Batches in a pass; None for a loader that can't tell (one of an iterable dataset has ``__len__`` and raises)."""
+    """Batches in a pass; None if a loader has no length (with an iterable dataset its ``__len__`` raises)."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -27,7 +27,7 @@ def length(loader: Iterable[Any]) -> int | None:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tells a loader's sampler which epoch begins: a DistributedSampler shuffles by that."""
+    """Sets the epoch of a loader's sampler, by which a DistributedSampler shuffles."""
     tell = getattr(getattr(loader, "sampler", None), "set_epoch", None)
     if callable(tell):
         tell(epoch)
@@ -49,5 +49,5 @@ def moved(batch: Any, device: torch.device, argument: str = "loader") -> tuple[A
 
 
 def given_labels(batch: Sequence[Any], num_elements: int | None) -> Any:
-    """Returns what stands behind the elements of a batch that a source takes; None if nothing does."""
+    """Returns the element of a batch after those that a source uses; None if there is none."""
     return None if num_elements is None or len(batch) <= num_elements else batch[num_elements]

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from time import monotonic
 
 RESERVE = 2
-"""How many times the longest step and the longest save so far must fit into the time left: no two take the same."""
+"""How many times the longest step and the longest save so far must fit into the time left, as their times vary."""
 
 
 class Clock:
-    """Tells a run the time. Step boundaries are the moments at which it can save and stop.
+    """Measures the time of a run, which can save and stop between two steps, at a step boundary.
 
     Args:
         checkpoint_minutes: How long after a checkpoint the next one is due; never due if None.
@@ -24,15 +24,15 @@ class Clock:
 
     @property
     def is_set(self) -> bool:
-        """Whether there is anything to tell."""
+        """Whether there is a limit or an interval."""
         return self.checkpoint_minutes is not None or self.time_limit is not None
 
     def start_step(self) -> None:
-        """Begins to measure the way to the next step boundary."""
+        """Begins to measure the time to the next step boundary."""
         self.boundary = monotonic()
 
     def end_step(self) -> None:
-        """Measures the way to this step boundary, which is where the next one begins."""
+        """Measures the time to this step boundary, where the next step begins."""
         now = monotonic()
         self.longest_step, self.boundary = max(self.longest_step, now - self.boundary), now
 
@@ -45,7 +45,7 @@ class Clock:
         self.longest_save = max(self.longest_save or 0.0, self.saved - begun)
 
     def checkpoint_is_due(self) -> bool:
-        """Whether to save now: for its own sake, or to learn how long that takes before it is urgent."""
+        """Whether to save now: because an interval has passed, or to measure how long it takes before it is urgent."""
         if self.time_limit is not None and self.longest_save is None:
             return True
         return self.checkpoint_minutes is not None and monotonic() - self.saved >= 60 * self.checkpoint_minutes

@@ -49,7 +49,7 @@ class EpochLoop:
                     due=self.run.clock.checkpoint_minutes is None or len(self.run.history) == epochs
                 )
                 with self.run.ranks.call("fit"):
-                    self.tell(record)
+                    self.log(record)
                 if stops:
                     break
 
@@ -58,29 +58,29 @@ class EpochLoop:
         try:
             return self.epoch(bar)
         except Interrupted:
-            if not self.run.is_replaying:  # where nothing is new
+            if not self.run.is_replaying:  # then there is nothing new to save
                 self.file.stops()
             return None
         except NonFiniteError as error:
             raise self.file.stopped(error) from error
         except Exception as error:
             if self.run.ranks.size == 1 and self.run.signal and not self.run.is_replaying:
-                self.file.stops()  # what has failed, failed of it: a terminal signals the workers of data loaders too
+                self.file.stops()  # the signal is the cause: a terminal sends it to the workers of data loaders too
                 return None
             try:
                 self.file.note(error)
-            except Exception as later:  # of a signal: torch raises wherever it is when a loader's worker has died
+            except Exception as later:  # torch raises at any moment when a loader's worker has died of a signal
                 self.file.note(later)
                 raise
             raise
 
     def leave_if_signalled(self) -> None:
-        """Raises Interrupted if a signal has come; not in one of several ranks alone."""
+        """Raises Interrupted if a signal has come, unless there are several ranks."""
         if self.run.ranks.size == 1 and self.run.signal:
             raise Interrupted
 
     def bar(self, epochs: int, progress: bool) -> Bar:
-        """A progress bar that stands where the run does."""
+        """A progress bar that begins where the run stands."""
         batches, stages = length(self.run.loader), len(self.run.stages())
         initial = len(self.run.history) * stages * (batches or 0)
         if self.run.inside is not None:
@@ -107,7 +107,7 @@ class EpochLoop:
                 "Check the dataset behind it; an iterator that is used up is not a loader."
             )
         assert self.run.pairs is not None
-        # With the pairs go the loaders' workers, before evaluation begins.
+        # Without the pairs the loaders' workers end, before evaluation begins.
         self.run.place, self.run.pairs = self.run.pairs.place, None
         record = self.record(self.run.measured)
         self.run.measured = None
@@ -134,26 +134,26 @@ class EpochLoop:
                         self.run.loggers.step(self.run.steps, result)
             self.run.pairs.mark()
             bar.advance(measured)
-            if self.run.ranks.size == 1:  # the clocks of several differ: they agree at the end of an epoch
+            if self.run.ranks.size == 1:  # the clocks of several differ; rank 0's is used at the end of an epoch
                 self.run.clock.end_step()
             if (self.run.ranks.size == 1 or self.run.signal) and self.file.stops():
                 return False
         return True
 
     def check_logits(self, result: StepResult) -> None:
-        """Warns if the model gives probabilities, of which the loss takes a second softmax."""
+        """Warns if the model returns probabilities, of which the loss would take a second softmax."""
         if isinstance(self.run.maxl, MAXL) and result.outputs is not None and are_probabilities(result.outputs):
             warnings.warn(SECOND_SOFTMAX, RuntimeWarning, stacklevel=8)
 
     def gradient_cosine(self, batch: Any, measured: Measured) -> Tensor | None:
-        """The gradient cosine at the parameters that a step starts from, if it is wanted and its turn."""
+        """The gradient cosine at the parameters before a step, if it is due."""
         every = None if self.run.metrics is None else self.run.metrics.gradient_cosine
         if every is None or self.run.stage != 0 or measured.steps % every != 0:
             return None
         return self.run.source.gradient_cosine(self.run.maxl, batch, self.run.options.get("micro_batches", 1))
 
-    def tell(self, record: dict[str, Any]) -> None:
-        """Logs an epoch, and warns if its labels and those before say nothing."""
+    def log(self, record: dict[str, Any]) -> None:
+        """Logs an epoch, and warns if labels have collapsed or stayed uniform."""
         if self.run.ranks.rank != 0:
             return
         self.run.loggers.epoch(self.run.steps, record)
@@ -191,7 +191,7 @@ class EpochLoop:
             self.run.is_replaying = False
             self.run.clock.start_step()
         while True:
-            with self.run.ranks.call("a data loader"):  # the others are told if it raises
+            with self.run.ranks.call("a data loader"):  # if it raises, the other ranks raise too
                 pair = pairs.next()
                 if pair is not None:
                     batch, meta_batch = pair
@@ -214,7 +214,7 @@ class EpochLoop:
         if "scaler" in self.run.options:
             record["skipped"] = measured.skipped
         if self.run.test_loader is not None:
-            # Ranks meet at the end of it alone, so that none of several can leave it.
+            # Several ranks meet only at its end, so none may leave it before.
             batches = (
                 self.run.test_loader if self.run.ranks.size > 1 else self.run.interrupts.watched(self.run.test_loader)
             )
@@ -223,7 +223,7 @@ class EpochLoop:
         if self.run.ranks.rank == 0:
             self.warn_of_numbers(record, measured.steps)
         with warnings.catch_warnings():
-            # The optimizer's steps may have been taken by the run that this one goes on from.
+            # The optimizer's steps may have been taken by the run that this one was resumed from.
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
             for scheduler in self.run.schedulers:
                 scheduler.step()

@@ -69,54 +69,52 @@ def fit(
 
     Args:
         maxl: The learner; it is trained in place, and so is the user's model in it. If it is in evaluation mode, all of
-            it is put into training mode; if not, parts that are in evaluation mode (frozen BatchNorm, say) stay so.
+            it is put into training mode; if not, parts in evaluation mode, such as frozen BatchNorm, stay so.
         loader: Batches ``(x, y)``; ``(x, y, label)`` from ``source.label(dataset, psi)`` for fixed labels.
-        epochs: How many passes over loader.
+        epochs: Number of passes over loader.
         optimizer: Of ``maxl.network.parameters()``; the paper's if None, SGD with ``maxl.lr``.
         generator_optimizer: Of ``maxl.generator.parameters()``; the paper's if None, SGD 1e-3 with weight decay 5e-4.
         schedulers: Learning-rate schedulers, stepped after each epoch.
         source: Where the auxiliary labels come from; :class:`~maxl_l2l.sources.GeneratedLabels` if None.
-        schedule: ``"batch"``, one fused step of both networks a batch; ``"epoch"``, the paper's: an epoch of network
-            steps, then an epoch of generator steps.
-        meta_loader: Batches ``(x, y)`` of the meta loss, held-out ones say, begun anew with each epoch and cycled
-            through; ``"next"`` for the training batch after this one (the first after the last); the training batch
-            itself if None.
-        meta_every: Train the generator on every how many-th batch only, from the first of each epoch on.
+        schedule: ``"batch"``, one fused step of both networks for each batch; ``"epoch"``, the paper's: an epoch of
+            network steps, then an epoch of generator steps.
+        meta_loader: Batches ``(x, y)`` of the meta loss, held out for instance; it starts again with each epoch, and
+            when it ends. ``"next"`` for the training batch after this one (the first after the last); None for this
+            training batch itself.
+        meta_every: Train the generator only on every n-th batch, beginning with the first of each epoch.
         test_loader: Batches ``(x, y)`` to evaluate on after each epoch.
         micro_batches: As in :meth:`AuxiliaryLabelGenerator.step`; so are max_grad_norm and scaler.
-        max_grad_norm: See above.
-        scaler: See above; its state is part of the checkpoint.
-        seed: Seeds torch's random numbers for the run and restores them after it; left alone if None.
-        progress: Whether to show a progress bar, which needs tqdm; if it is installed if None.
+        seed: Seeds torch's random numbers for the run and restores them after it; None to leave them as they are.
+        progress: Whether to show a progress bar, which needs tqdm; if None, one is shown if tqdm is installed.
         checkpoint: A file to save the run to, replaced as a whole: after each epoch, and when time_limit or a signal
-            ends the run. The one before it stays beside it as ``<name>.previous``. One run at a time writes a file.
-        resume: Whether to go on from checkpoint if it exists, inside an epoch too; see below. Its settings must be
-            those of this run; epochs may differ. If not, the run begins anew, and what was there is the previous one.
+            ends the run. The old file is kept as ``<name>.previous``. One run at a time can write a file.
+        resume: Whether to continue from checkpoint if it exists, inside an epoch too; see below. Its settings must be
+            those of this run; epochs may differ. If False, the run starts from the beginning.
         checkpoint_minutes: Save when so many minutes have passed since the last time instead, also inside an epoch, and
             at the end.
-        time_limit: Minutes from the call on after which this must have returned. It ends after a batch, the first at
-            the earliest, once what is left is less than twice what the longest one (with evaluation) and the longest
-            save took; for that it saves after the first batch. ``len(history) < epochs`` tells that it was stopped.
-            Without checkpoint, an epoch that was begun is not recorded; the learner keeps what it has learned in it.
-        settings: What else this run is made of, ``{"width": 0.5}`` say, plain data: it joins ``history.settings``.
-        metrics: Whether to record what the labels are like, see below, and to warn when they say nothing (have
-            collapsed into one sub-class, or stay uniform); :class:`Metrics` to choose.
-        logger: Where records go while training: a ``torch.utils.tensorboard.SummaryWriter``, a logger of Lightning's,
-            or a list of these. Rank 0 alone logs.
-        log_every: Every how many-th step's losses are logged, under ``step/``; epochs are in any case.
+        time_limit: Minutes within which fit must return. It stops after a batch once the time left is less than twice
+            that of the longest batch (with evaluation) and the longest save together; to measure a save, it saves after
+            the first batch. Then ``len(history) < epochs``. Without checkpoint, an epoch that was begun is not
+            recorded; the learner keeps what it has learned in it.
+        settings: More settings of this run, plain data such as ``{"width": 0.5}``, for ``history.settings``.
+        metrics: Whether to record statistics of the labels, see below, and to warn when labels have collapsed into one
+            sub-class, or stay uniform; :class:`Metrics` to choose.
+        logger: A ``torch.utils.tensorboard.SummaryWriter``, a logger of Lightning's, or a list of these, to log to
+            while training. Only rank 0 logs.
+        log_every: Log the losses of every n-th step, under ``step/``; epochs are always logged.
 
-    A run that is resumed equals an uninterrupted one to the last digit on the CPU: batches that were done are drawn
-    again and dropped. Its random numbers are torch's, Python's and NumPy's, those of generators that loaders, their
-    samplers and datasets hold as attributes, and those of workers. Out of reach are workers that persist.
+    A resumed run equals an uninterrupted one to the last digit on the CPU: batches that were done are drawn again and
+    dropped. That includes random numbers of torch, Python and NumPy, of generators that loaders, their samplers and
+    datasets hold as attributes, and of workers, but not with ``persistent_workers=True``.
 
-    SIGINT (Ctrl-C) and SIGTERM: the step is finished and the run saved, then the signal does what it would have done,
-    KeyboardInterrupt or an end with status 143; a handler of your own that returns has fit return. A second one acts at
-    once.
+    On SIGINT (Ctrl-C) or SIGTERM the step is finished and the run saved. Then the signal does what it would have done:
+    KeyboardInterrupt, an end with status 143, or your own handler; if that returns, so does fit. A second signal acts
+    at once.
 
-    After ``maxl.distribute()`` all ranks call it, each with a loader of its own part, as many batches as the others':
-    from a ``torch.utils.data.DistributedSampler``, say, whose epoch is set here. The history is that of all samples on
-    every rank; rank 0 alone shows progress and writes the checkpoint, which all go on from. As saving takes all ranks
-    and their clocks differ, it is rank 0's that counts, and at the end of an epoch only: time_limit needs room for one.
+    After ``maxl.distribute()`` all ranks call fit, each with its own part of the data in the same number of batches, as
+    from a ``torch.utils.data.DistributedSampler``, whose epoch is set here. Every rank returns the history of all
+    samples; only rank 0 shows progress and writes the checkpoint, from which all resume. With several ranks,
+    checkpoint_minutes and time_limit act only at the end of an epoch, by rank 0's clock: allow time for a whole epoch.
 
     Returns:
         The history of the finished epochs. Each records ``epoch``, ``primary_loss``, ``auxiliary_loss``, ``meta_loss``,
@@ -126,21 +124,21 @@ def fit(
         a scaler also ``skipped``, the steps whose gradient overflowed.
 
         With metrics also ``auxiliary_accuracy`` (of the auxiliary head, against the most probable label),
-        ``label_entropy`` (mean over samples, nats), ``relative_label_entropy`` (the same over log psi[y]: 1 is uniform;
-        of classes that are split) and ``relative_label_entropy_per_class`` (C of them, None where there is nothing to
-        choose), ``mean_label_entropy`` (of the epoch's mean label, nats), ``use`` (K counts: samples whose most
-        probable label each is), ``sub_classes_per_class`` (C counts: of these in use), ``steps_per_second``, and where
-        it is asked for ``gradient_cosine``. If batches have one more element, integer labels that somebody gave
-        (negative where there is none), then also the agreement with them: ``nmi``, ``nmi_within`` and ``purity``, see
-        :func:`~maxl_l2l.agreement.agreement`. Labels are those that the network was trained with.
+        ``label_entropy`` (mean over samples, nats), ``relative_label_entropy`` (divided by log psi[y], so that 1 is
+        uniform; over classes with several sub-classes) and ``relative_label_entropy_per_class`` (C of them, None for
+        other classes), ``mean_label_entropy`` (of the epoch's mean label, nats), ``use`` (K counts: samples whose most
+        probable label each is), ``sub_classes_per_class`` (C counts: sub-classes in use), ``steps_per_second``, and
+        ``gradient_cosine`` if asked for. If batches have one more element, integer labels that somebody gave (negative
+        where there is none), then also the agreement with them: ``nmi``, ``nmi_within`` and ``purity``, see
+        :func:`~maxl_l2l.metrics.agreement`. All are about the labels that the network was trained with.
 
     Raises:
         TypeError, ValueError: An argument does not fit; the checkpoint is damaged, no checkpoint, or one of another
             run or format. Nothing has been changed.
         ImportError: progress is True and tqdm is missing.
-        OSError: The checkpoint can't be read, or can't be written: what was there before is intact then.
-        BlockingIOError: Another run, still running, writes the checkpoint.
-        RuntimeError: There is another fit at work in this process.
+        OSError: The checkpoint can't be read, or can't be written; the old file is then intact.
+        BlockingIOError: Another run that has not ended writes the checkpoint.
+        RuntimeError: Another fit is running in this process.
         NonFiniteError: A loss, gradient or parameter became NaN or infinite. The message names the step, the term and
             the last checkpoint; the learner holds the parameters before that step, and with a checkpoint they are saved
             too, in ``<name>.stopped``. The error's ``history`` has the epochs until then.
@@ -189,7 +187,7 @@ def fit(
 
 
 def _train(run: Run, epochs: int, resume: bool, seed: int | None, progress: bool) -> None:
-    """Trains, the only run in this process, with random numbers of its own if there is a seed."""
+    """Trains as the only run in this process, with random numbers of its own if there is a seed."""
     isolated = nullcontext() if seed is None else torch.random.fork_rng(cuda_devices(run.maxl))
     try:
         with only_run(), isolated, ExitStack() as held:
@@ -199,14 +197,14 @@ def _train(run: Run, epochs: int, resume: bool, seed: int | None, progress: bool
             file.start(epochs, resume, held)
             EpochLoop(run, file).train(epochs, progress)
     except Exception:
-        if run.interrupts.received:  # the signal is not to be lost, nor the error
+        if run.interrupts.received:  # neither the signal nor the error may be lost
             traceback.print_exc()
             run.interrupts.deliver(run.interrupts.received)
         raise
 
 
 def _end(run: Run) -> None:
-    """Tells what a signal has left, and does what it would have done."""
+    """Prints where a signal has stopped the run, and does what the signal would have done."""
     if run.maxl.ranks.rank == 0:
         kept = "There is no checkpoint to go on from: pass checkpoint= the next time."
         if run.checkpoint is not None:
@@ -241,5 +239,5 @@ def _settings(run: Run, seed: int | None) -> dict[str, Any]:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """The options of a step that are not left at their defaults, so that a source need not know them."""
+    """The options of a step that are not at their defaults, so that a source need not know the others."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The history of a run: one record an epoch, saved as JSON."""
+"""The history of a run: one record for each epoch, saved as JSON."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ class History:
 
     Attributes:
         settings: How the run was made: plain data.
-        epochs: One record an epoch, in order. Losses are means over the epoch's samples; accuracies are
-            fractions; see :func:`fit` for the keys.
+        epochs: One record for each epoch, in order. Losses are means over the epoch's samples, accuracies fractions;
+            see :func:`fit` for the keys.
 
     Example:
         >>> history = History(epochs=[{"epoch": 1, "primary_loss": 0.7}, {"epoch": 2, "primary_loss": 0.4}])

@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
 ENTERED: "list[Interrupts]" = []
-"""Those that hold back signals of this process."""
+"""The instances that hold back signals now."""
 
 
 class Interrupted(Exception):
-    """Work that can be done again is left, as a signal has come."""
+    """Raised to leave work that can be repeated, when a signal has come."""
 
 
 class Interrupts:
-    """Holds back SIGINT (Ctrl-C) and SIGTERM while it is entered; each acts as it would have after :meth:`deliver`.
+    """Holds back SIGINT (Ctrl-C) and SIGTERM while it is entered, until :meth:`deliver`.
 
     Only the first is held back: a second one acts at once. Signals that the process ignores stay ignored, and outside
     the main thread, where Python does not receive any, nothing is held back.
@@ -29,7 +29,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received = 0
-        self._former: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         ENTERED.append(self)
@@ -37,12 +37,12 @@ class Interrupts:
             for number in HELD:
                 handler = signal.getsignal(number)
                 if handler not in (None, signal.SIG_IGN):
-                    self._former[number] = signal.signal(number, self._hold)
+                    self._handlers[number] = signal.signal(number, self._hold)
         return self
 
     def __exit__(self, *error: object) -> None:
-        while self._former:  # a signal may come meanwhile
-            number, handler = self._former.popitem()
+        while self._handlers:  # a signal may come meanwhile
+            number, handler = self._handlers.popitem()
             signal.signal(number, handler)
         if self in ENTERED:
             ENTERED.remove(self)
@@ -52,9 +52,9 @@ class Interrupts:
         self.received = number
 
     def deliver(self, number: int) -> None:
-        """Does what a signal would have done; a SIGTERM that would have killed the process ends it with status 143.
+        """Does what a signal would have done; returns if the program has a handler that does.
 
-        Returns if the program has a handler of its own that does.
+        A SIGTERM that would have killed the process ends it with status 143.
         """
         self.__exit__()
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -75,7 +75,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)  # a process that a run starts ends by signals as it would have
+    os.register_at_fork(after_in_child=_after_fork)  # processes that a run starts react to signals as usual
 
 
 def _exit(number: int) -> NoReturn:

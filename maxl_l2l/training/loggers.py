@@ -1,4 +1,4 @@
-"""Loggers: where what is measured goes while training: TensorBoard, or any logger of Lightning's."""
+"""Loggers: TensorBoard or any logger of Lightning's, to which metrics are written while training."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from ..hypergradient import StepResult
 STEP = ("primary_loss", "auxiliary_loss", "meta_loss", "regularizer", "hypergradient_norm")
 """What is logged of single steps."""
 MOST_CLASSES = 100
-"""Primary classes of which a number each is logged."""
+"""Most primary classes for which one number each is logged."""
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what a record holds in single numbers; up to 100 of primary classes, as ``sub_classes_per_class/3``."""
+    """Returns a record's numbers by name; those of up to 100 primary classes as ``sub_classes_per_class/3``."""
     found = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
     per_class = record.get("sub_classes_per_class", ())
     if len(per_class) <= MOST_CLASSES:
@@ -29,7 +29,7 @@ class Loggers:
     Args:
         loggers: A ``torch.utils.tensorboard.SummaryWriter``, a logger of Lightning's, anything with ``add_scalar`` or
             ``log_metrics`` as these have them, a list of such, or None.
-        every: Every how many-th step is passed on, by itself; every epoch is.
+        every: Log every n-th step; epochs are always logged.
 
     Raises:
         TypeError: One has neither.
@@ -49,7 +49,7 @@ class Loggers:
                 )
 
     def step(self, number: int, result: StepResult) -> None:
-        """Logs a step under ``step/``, if it is its turn; number counts from 1."""
+        """Logs a step under ``step/``, if it is due; number counts from 1."""
         if self.loggers and number % self.every == 0:
             found = {f"step/{name}": getattr(result, name) for name in STEP}
             self._log({name: float(value) for name, value in found.items() if isinstance(value, Tensor)}, number)
@@ -60,7 +60,7 @@ class Loggers:
             self._log(scalars(record), number, written=True)
 
     def _log(self, values: Mapping[str, float], number: int, written: bool = False) -> None:
-        """Logs values, and has them written; training goes on without a logger that raises."""
+        """Logs values, and writes them to disk if asked; a logger that raises is left out from then on."""
         for one in list(self.loggers):
             try:
                 _pass_on(one, values, number)

@@ -24,11 +24,11 @@ SHOWN = (
     "gradient_cosine",
     "test_loss",
 )
-"""What the progress bar shows, the most telling first: a narrow terminal cuts the rest off."""
+"""What the progress bar shows, the most important first: a narrow terminal cuts the rest off."""
 
 
 def progress_wanted(progress: bool | None) -> bool:
-    """Returns whether to show a bar: as asked, or if tqdm is installed; raises ImportError if asked for in vain."""
+    """Returns whether to show a bar: as asked, or if tqdm is installed; raises ImportError if asked without tqdm."""
     if progress and tqdm is None:
         raise missing("tqdm", "progress=True", extra="progress")
     return tqdm is not None if progress is None else progress

@@ -1,7 +1,7 @@
-"""Replay: going through data loaders so that the place reached can be left, and found again in another process.
+"""Replay: iterating over data loaders so that another process can continue at the same batch.
 
-A loader's iterator can't be saved. But what it yields follows from the random numbers at its beginning, and from those
-at the batches that are not used up yet. So these are kept, and the way is gone again from there without training.
+A loader's iterator can't be saved. But its batches follow from the random states at its beginning and at the latest
+batches. So these states are saved, and the batches are drawn again from there, without training.
 """
 
 from collections import deque
@@ -15,12 +15,12 @@ END = object()
 
 
 class Reader:
-    """Goes through a loader, and keeps what it takes to come to the same place again.
+    """Iterates over a loader, and keeps the random states from which the same place can be reached again.
 
     Args:
         loader: A data loader.
         argument: Its name, for messages.
-        numbers: What its batches depend on.
+        numbers: The random numbers that its batches depend on.
     """
 
     def __init__(self, loader: Iterable[Any], argument: str, numbers: RandomNumbers) -> None:
@@ -28,7 +28,7 @@ class Reader:
         self.iterator: Iterator[Any] | None = None
         self.start: dict[str, Any] | None = None
         self.count = 0
-        # Workers are told what to load so many batches ahead, by a sampler that may draw at each.
+        # For workers the sampler runs so many batches ahead, and may draw random numbers at each.
         ahead = (getattr(loader, "num_workers", None) or 0) * (getattr(loader, "prefetch_factor", None) or 0)
         self.last: deque[dict[str, Any]] = deque(maxlen=ahead + 1)
 
@@ -39,7 +39,7 @@ class Reader:
         self.iterator = iter(self.loader)
 
     def next(self) -> Any:
-        """Returns the next batch of the pass, which it begins if need be; END after the last."""
+        """Returns the next batch, and begins a pass if there is none; END after the last."""
         if self.iterator is None:
             self.begin()
         assert self.iterator is not None
@@ -55,11 +55,11 @@ class Reader:
         return {"start": self.start, "last": list(self.last), "count": self.count}
 
     def go_to(self, place: dict[str, Any], leave: Callable[[], None]) -> list[Any]:
-        """Goes the way of another reader, to its place in an equal loader; leave is called at each batch.
+        """Repeats the pass of another reader, over an equal loader, up to its place; calls leave before each batch.
 
         Returns:
-            The first and the last batch on the way, if there was one. They are those of the other reader; the ones
-            between need not be, where random numbers of training steps have gone into them.
+            The first and the last batch, if there was one. They are those of the other reader. Batches between differ
+            if they depend on random numbers that training steps drew from too.
         """
         if place["start"] is None:
             return []
@@ -83,13 +83,13 @@ class Pairs:
 
     Args:
         loader: Training batches.
-        meta_loader: Meta batches, begun anew when they are used up; ``"next"`` for the training batch after each, and
-            the first after the last; None for none.
+        meta_loader: Meta batches, started again when they end; ``"next"`` for the training batch after each (the first
+            after the last); None for none.
         numbers: What the batches depend on.
 
     Attributes:
-        done: How many pairs are done with.
-        place: What :meth:`go_to` needs to come to where :meth:`mark` was last called; tensors and plain data.
+        done: Number of pairs that are done.
+        place: For :meth:`go_to`, the place where :meth:`mark` was last called; tensors and plain data.
     """
 
     def __init__(self, loader: Iterable[Any], meta_loader: Iterable[Any] | str | None, numbers: RandomNumbers) -> None:
@@ -111,16 +111,16 @@ class Pairs:
         return batch, None if self.meta is None else self._next_meta(self.meta)
 
     def mark(self) -> None:
-        """Says that the pair returned last is done with."""
+        """Notes that the last pair is done."""
         self.done += 1
         self.place = self._here()
 
     def go_to(self, place: dict[str, Any], leave: Callable[[], None] = lambda: None) -> None:
-        """Goes to the place of other pairs, of equal loaders, and puts the random numbers in the state they had there.
+        """Goes to a place in equal loaders, and restores the random states of that place.
 
         Args:
-            place: Of the others.
-            leave: Called at each batch on the way; may raise to leave it.
+            place: The place.
+            leave: Called before each batch; may raise.
 
         Raises:
             ValueError: The loaders yield fewer batches than have been done.
@@ -159,14 +159,14 @@ class Pairs:
 
 
 def random_states(place: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lists the states of the random numbers in a place."""
+    """Lists the random states in a place."""
     readers = [reader for reader in (place["main"], place["meta"]) if reader is not None]
     found = [state for reader in readers for state in (reader["start"], *reader["last"]) if state is not None]
     return [*found, place["random"]]
 
 
 def too_short(argument: str, found: int, done: int) -> str:
-    """What to say of a loader that yields fewer batches than have been done."""
+    """The message about a loader that yields fewer batches than have been done."""
     return (
         f"`{argument}` must yield the batches of the run that `checkpoint` is of, found {found} in an epoch of which "
         f"{done} were done. Use the same dataset and batch size again."

@@ -23,7 +23,7 @@ from .replay import Pairs
 
 SCHEDULES = ("batch", "epoch")
 Step = Callable[[Any, Any, bool], StepResult | None]
-"""Takes a batch, its meta batch, and whether it is the generator's turn; returns None if there was nothing to do."""
+"""Takes a batch, its meta batch, and whether to train the generator; returns None if there was nothing to do."""
 
 
 @dataclass
@@ -31,11 +31,11 @@ class Run:
     """What a training run works on, and where it stands.
 
     Attributes:
-        measured: What the epoch under way has measured; None between epochs.
-        pairs: The data of the stage under way; None while it evaluates.
-        place: Where it stands, or stood last, in the data.
-        stage: Its number.
-        inside: Where to go on inside an epoch, from a checkpoint.
+        measured: What the current epoch has measured; None between epochs.
+        pairs: The data of the current stage; None during evaluation.
+        place: The last place in the data.
+        stage: Number of the current stage.
+        inside: Where to resume inside an epoch, from a checkpoint.
     """
 
     maxl: AuxiliaryLabelGenerator
@@ -75,12 +75,12 @@ class Run:
 
     @property
     def signal(self) -> int:
-        """The signal that this run is to end with; 0 for none. All ranks learn of one when they meet in a step."""
+        """The signal that ends this run; 0 for none. All ranks get it when they meet in a step."""
         return self.ranks.requested if self.ranks.size > 1 else self.interrupts.received
 
     @property
     def is_inside_an_epoch(self) -> bool:
-        """Whether an epoch has been begun and not ended, by this run or the one that it goes on from."""
+        """Whether an epoch has been begun and not ended, by this run or the one that it was resumed from."""
         return self.measured is not None or self.inside is not None
 
     def where(self) -> str:
@@ -103,11 +103,11 @@ class Run:
 
     @staticmethod
     def given(argument: Any) -> str:
-        """Whether there is an argument, in a word."""
+        """Whether an argument is given, in words."""
         return "missing" if argument is None else "given"
 
     def stages(self) -> list[Step]:
-        """What is done with each batch, in the passes over the data that make an epoch: one, or two by ``"epoch"``."""
+        """The step for each batch, in each pass over the data that an epoch has: one, or two by ``"epoch"``."""
         maxl, source, optimizers = self.maxl, self.source, (self.optimizer, self.generator_optimizer)
 
         def train_network(batch: Any, meta_batch: Any = None, turn: bool = False) -> StepResult:
@@ -124,7 +124,7 @@ class Run:
         return [train_network, train_generator] if source.trains_generator else [train_network]
 
     def measures(self) -> Measured:
-        """What an epoch is measured with."""
+        """The empty sums for an epoch."""
         if self.metrics is None or self.hierarchy is None:
             return Measured()
         return Measured(LabelMeter(self.hierarchy, device_of(self.maxl)))

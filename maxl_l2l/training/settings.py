@@ -1,4 +1,4 @@
-"""Settings: what a run is made of, as plain data, and whether a checkpoint is of a run made of the same."""
+"""Settings: what a run is made of, as plain data, and their comparison with those of a checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from ..learners import AuxiliaryLabelGenerator
 from ..metrics import hierarchy_of
 
 VERSIONS = ("torch",)
-"""What a run may go on with another one of."""
+"""Settings that may differ when a run is resumed."""
 
 
 def learner_settings(maxl: AuxiliaryLabelGenerator) -> dict[str, Any]:
-    """What a learner is made of: the size of its networks, its hierarchy and its losses as far as it has them."""
+    """What a learner is made of: the sizes of its networks, its hierarchy and the options of its losses, if any."""
     networks = (maxl.network, maxl.generator)
     found: dict[str, Any] = {"parameters": [sum(p.numel() for p in network.parameters()) for network in networks]}
     hierarchy = hierarchy_of(maxl)
@@ -40,7 +40,7 @@ def joined_settings(own: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
     """Returns a run's own settings and those that were given to it.
 
     Raises:
-        TypeError: What was given is no mapping, or holds what JSON has no word for.
+        TypeError: What was given is no mapping, or can't be written as JSON.
         ValueError: It names one of the run's own.
     """
     own = plain(dict(own))
@@ -65,7 +65,7 @@ def joined_settings(own: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
 
 
 def check_same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError if a checkpoint's settings are not those of the run that is to go on from it."""
+    """Raises ValueError if a checkpoint's settings are not those of the run that is to be resumed from it."""
     wanted = _flat(_plain(wanted))
     try:
         found = _flat(_plain(found))
@@ -88,7 +88,7 @@ def check_same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], pat
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in settings under names such as ``"recipe.lr"``."""
+    """Settings with nested ones under names such as ``"recipe.lr"``."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
