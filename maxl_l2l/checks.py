@@ -10,8 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 
 def check_batch(x: Any, y: Any, names: tuple[str, str]) -> None:
-    """Raises unless y is a tensor with one entry per sample of x, on its device. Tensors of a mapping are
-    checked one by one; an x of another kind is let pass."""
+    """Raises unless y is a tensor with an entry per sample of x, on its device; x may be a mapping of tensors too."""
     if not isinstance(y, Tensor):
         raise TypeError(f"`{names[1]}` must be a tensor, found {type(y).__name__}. Use torch.as_tensor.")
     if isinstance(x, Mapping):
@@ -112,7 +111,7 @@ def check_generator(generator: Any, model: nn.Module) -> None:
 
 
 def check_is_optimizer(optimizer: Any, argument: str, kind: str) -> None:
-    """Raises TypeError unless this is an optimizer; kind is the network that it is of."""
+    """Raises TypeError unless this is an optimizer; kind is the name of its network."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"`{argument}` must be a torch.optim.Optimizer, found {type(optimizer).__name__}. "
@@ -154,7 +153,7 @@ def check_optimizer(optimizer: Any, argument: str, module: nn.Module, kind: str,
 
 
 def refuse(names: set[str], rule: str, found: str, remedy: str) -> None:
-    """Raises RuntimeError if there are parameters that adapt() may not meet."""
+    """Raises RuntimeError if there are parameters, given by name, that break a rule of adapt()."""
     if names:
         listed = some(sorted(name.removeprefix("module.") for name in names))
         raise RuntimeError(

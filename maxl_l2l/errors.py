@@ -1,4 +1,4 @@
-"""The package's exceptions of its own, in a leaf that every room may import."""
+"""The package's own exceptions, in a module that imports no other of the package, so that all can import it."""
 
 import sys
 from typing import Any
@@ -10,12 +10,12 @@ class NonFiniteError(ArithmeticError):
     """A loss, gradient or parameter became NaN or infinite; training stopped before it was used.
 
     Attributes:
-        term: Which one: ``"primary loss"``, ``"auxiliary loss"``, ``"network gradient"``, ``"meta loss"``,
-            ``"regularizer"`` or ``"hypergradient"``; where these come from, if that was not finite before: ``"input"``,
-            ``"network parameters"``, ``"generator parameters"``, ``"network buffers"`` or ``"generator buffers"``; or
-            what a step would have made so: parameters, ``"state of the network's optimizer"``, ``"state of the
-            generator's optimizer"`` or ``"buffers"``. Of ``adapt``: ``"loss"`` or ``"gradient"``.
-        history: What :func:`fit` had recorded until then; None if the error is not from there.
+        term: What was not finite: ``"primary loss"``, ``"auxiliary loss"``, ``"network gradient"``, ``"meta loss"``,
+            ``"regularizer"`` or ``"hypergradient"``. If their cause was there before the step: ``"input"``,
+            ``"network parameters"``, ``"generator parameters"``, ``"network buffers"`` or ``"generator buffers"``. If
+            the update would have caused it: parameters, ``"state of the network's optimizer"``, ``"state of the
+            generator's optimizer"`` or ``"buffers"``. In ``adapt``: ``"loss"`` or ``"gradient"``.
+        history: The epochs that :func:`fit` had recorded; None if the error does not come from fit.
     """
 
     def __init__(self, term: str, message: str, history: Any = None) -> None:
@@ -24,24 +24,24 @@ class NonFiniteError(ArithmeticError):
         self.history = history
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets it come out of another process: exceptions are made anew from what they were given."""
+        """Makes it picklable: an exception is rebuilt from its arguments."""
         return type(self), (self.term, str(self), self.history)
 
 
 class UnsupportedOperatorError(NotImplementedError):
-    """A network has something that a method can't differentiate; the message names it."""
+    """A network has an operator that a method can't differentiate; the message names it."""
 
 
 class FallBackWarning(RuntimeWarning):
-    """A method does not work for a network, and another one takes its place."""
+    """A method does not work for a network, and another one is used instead."""
 
 
 class RankError(RuntimeError):
-    """Processes that train together are not in step any more; the message says which of them, and why."""
+    """Processes that train together no longer make the same calls; the message says which of them, and why."""
 
 
 def add_note(error: Exception, text: str) -> None:
-    """Adds a note to an error, which a traceback shows; Python 3.10 has none yet, so that it is printed there."""
+    """Adds a note to an error, which its traceback shows; Python 3.10 has no notes, so there it is printed."""
     if hasattr(error, "add_note"):
         error.add_note(text)
     else:
@@ -49,5 +49,5 @@ def add_note(error: Exception, text: str) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory was not enough, of a device or of this computer."""
+    """Whether an error means that the memory of a device or of this computer was not enough."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -2,7 +2,7 @@
 
 import sys
 
-# learn2learn's last release ships C files that Python >= 3.11 cannot compile: it is built anew.
+# learn2learn's last release ships C files that Python >= 3.11 cannot compile, so cython makes new ones.
 BUILD_LEARN2LEARN = (
     "pip install cython 'setuptools<81' wheel && pip install --use-pep517 --no-build-isolation "
     "--config-settings '--global-option=build_ext' learn2learn==0.2.0"
@@ -13,9 +13,9 @@ def missing(package: str, user: str, extra: str | None = None) -> ImportError:
     """Returns the error to raise where an optional package can't be imported.
 
     Args:
-        package: As it is called on the package index.
-        user: What needs it, to begin the message with.
-        extra: The extra of this package that installs it, if that has another name.
+        package: Its name on the package index.
+        user: What needs it; the message begins with this.
+        extra: The extra of maxl_l2l that installs it, if that has another name.
     """
     command = f"pip install 'maxl_l2l[{extra or package}]'"
     if package == "learn2learn" and sys.version_info >= (3, 11):

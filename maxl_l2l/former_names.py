@@ -1,4 +1,4 @@
-"""The names that modules had in version 0.1.0: whole learners that it saved, and its documentation, use them."""
+"""The names of modules in version 0.1.0, which learners that it pickled, and its documentation, refer to."""
 
 from . import hypergradient, inner_step, labels, learners, metrics, training
 from .distributed import ranks
@@ -17,4 +17,4 @@ FORMER_NAMES = {
     "rules": inner_step.rules,
     "watch": metrics.collapse,
 }
-"""Each module by its name in version 0.1.0. `maxl_l2l` enters them where Python looks for imported modules."""
+"""Each module by its name in version 0.1.0; `maxl_l2l` adds them to ``sys.modules``."""
