@@ -31,7 +31,7 @@ class Contender(ABC):
         inner_steps: Steps of the inner loop, where a contender can do more than one.
 
     Attributes:
-        title: What tables and figures call it.
+        title: Its name in tables and figures.
         has_entropy: Whether its hypergradient has the entropy term in it.
     """
 
@@ -60,7 +60,7 @@ class Contender(ABC):
 
 
 class SingleTask(Contender):
-    """Training without auxiliary labels: the yardstick."""
+    """Training without auxiliary labels: the baseline."""
 
     title = "single task"
 
@@ -107,7 +107,7 @@ class OursCompiled(Ours):
 
 
 class SharedUnroll(Contender):
-    """Unrolled in plain torch by someone who saw that the inner gradient is the network's own as well."""
+    """As Unroll, but the inner gradient is computed once and used for the network's step too."""
 
     title = "torch, unrolled, gradient shared"
 
@@ -125,7 +125,7 @@ class SharedUnroll(Contender):
 
 
 class TwoStages(Contender):
-    """The hypergradient by itself, then the network's own step by itself: the way of the paper's code."""
+    """First the hypergradient, then the network's own step, computed separately, as in the paper's code."""
 
     def iteration(self, x: Tensor, y: Tensor) -> None:
         self.generator_optimizer.zero_grad()
@@ -162,7 +162,7 @@ class Unroll(TwoStages):
 
 
 class OursAdapted(TwoStages):
-    """learn2learn's way with our learner in MAML's place."""
+    """The same program as for learn2learn, with our learner in the place of MAML."""
 
     title = "ours, clone and adapt"
 

@@ -53,7 +53,7 @@ class Way:
 
     Args:
         options: Of the command line.
-        title: What tables call it.
+        title: Its name in tables.
         make: From a learner to what is done with x and y.
         batches: What it trains on, without an end.
         compiled: Whether the learner's passes are compiled.
@@ -139,7 +139,7 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {way.title: [] for way in ways}
     for _ in range(options.repeats):
         for way in ways:
-            gc.collect()  # no one pays for another's garbage
+            gc.collect()  # so that garbage of one is not collected in the time of another
             seconds[way.title].append(way.run(options.iterations))
     rate = matrix_rate(options.device, options.precision)
     found = []

@@ -31,7 +31,7 @@ LINES = {"single": "s-", "ours": "o-", "ours-adapted": "o-", "unroll": "D-", "le
 
 
 def draw_costs(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws ratio and memory of each contender, a pair of panels a network, into one PNG."""
+    """Draws ratio and memory of each contender, a pair of panels for each network, into one PNG."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
     height = sum(1.1 + 0.28 * sum(row["network"] == name for row in rows) for name in networks)
     figure = plt.figure(figsize=(11, 0.7 + height), layout="constrained")

@@ -32,7 +32,7 @@ from .contenders import (
 def library(name: str) -> ModuleType | None:
     """Imports a library; None if it is missing.
 
-    They import packages that are deprecated by now and say so (gym, pkg_resources, torch.jit): theirs to mend.
+    Warnings about deprecated packages that these libraries import (gym, pkg_resources, torch.jit) are silenced.
     """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

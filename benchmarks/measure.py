@@ -26,8 +26,8 @@ from .contenders import Contender
 from .libraries import CONTENDERS
 
 WARM_UP = 2
-# In a process that measures memory every tensor gets pages of its own from glibc and returns them when it is freed, so
-# that what is resident is what is alive, not what malloc keeps for later.
+# In a process that measures memory, glibc gives every tensor pages of its own and returns them when it is freed, so
+# that resident memory is that of live tensors, without what malloc would keep for later.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -40,11 +40,11 @@ class Result:
         failure: The error without help, if it raised one.
         math_attention: Whether it is measured with torch's math attention, because it failed without.
         first_seconds: Of its first iteration, compilation included.
-        seconds: Of one iteration, a value a repeat.
+        seconds: Of one iteration, one value for each repeat.
         peak_bytes: Most memory in use at a time, above the floor.
-        error: Distance of its hypergradient from the exact one in float64, as a fraction of the latter.
-        method_error: The same from the exact one computed in the same precision: what rounding has no part in. (Where
-            rounding decides on which side of its kink a ReLU is, all exact ways are equally far from float64.)
+        error: Distance of its hypergradient from the exact one in float64, relative to the norm of the exact one.
+        method_error: The same from the exact one in the same precision, which leaves out rounding. (Rounding decides on
+            which side of its kink a ReLU is, so that all exact ways are equally far from float64.)
         method_error_without_entropy: The same with the entropy term left out of the exact one, if the contender leaves
             it out.
     """
@@ -89,9 +89,9 @@ class Entrant:
             return (time.perf_counter() - started) / iterations
 
     def hypergradient(self) -> Tensor | None:
-        """What an iteration from the start gives to the generator, as one float64 vector; None if it does not train it.
+        """The hypergradient of an iteration from the start, as one float64 vector; None without a generator to train.
 
-        Not the very first iteration's, in which finite differences look for their distance.
+        Not that of the very first iteration, in which finite differences search for their distance.
         """
         self.contender.maxl.load_state_dict(self.start)
         self.run()
@@ -100,7 +100,7 @@ class Entrant:
         return torch.cat(found) if len(found) == len(grads) else None
 
     def forget(self) -> None:
-        """Drops the gradients and what else the last iteration has left behind."""
+        """Drops the gradients and all else that the last iteration has left."""
         self.contender.optimizer.zero_grad()
         self.contender.generator_optimizer.zero_grad()
         gc.collect()
@@ -160,13 +160,13 @@ def reason(error: Exception) -> str:
 
 
 def timed(entrants: Mapping[str, Entrant], repeats: int, iterations: int) -> dict[str, list[float]]:
-    """Seconds of one iteration, a value a repeat; entrants take turns, so that a slow moment hits all."""
+    """Seconds of one iteration, one value for each repeat; entrants take turns, so that a slow moment affects all."""
     for entrant in entrants.values():
         entrant.run(WARM_UP)
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
     for _ in range(repeats):
         for name, entrant in entrants.items():
-            gc.collect()  # no one pays for another's garbage
+            gc.collect()  # so that garbage of one is not collected in the time of another
             seconds[name].append(entrant.run(iterations))
     return seconds
 

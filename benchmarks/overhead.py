@@ -19,7 +19,7 @@ COLUMNS = ("", "Milliseconds an iteration", "Ratio to the first", "Milliseconds 
 
 
 def model(name: str) -> nn.Module:
-    """A network of benchmarks.networks, or ``mlp``, so small that all is overhead."""
+    """A network of benchmarks.networks, or ``mlp``, so small that almost all time is overhead."""
     if name == "mlp":
         return nn.Sequential(nn.Flatten(), nn.Linear(3072, 32), nn.ReLU(), nn.Linear(32, NUM_CLASSES))
     return network(name, NUM_CLASSES)
@@ -31,7 +31,7 @@ def learner(name: str) -> MAXL:
 
 
 def rows(seconds: dict[str, list[float]], titles: dict[str, str]) -> list[dict[str, Any]]:
-    """One row an entrant; ratio to and difference from the plain one are taken repeat by repeat."""
+    """One row for each entrant; ratio to and difference from the plain one are taken repeat by repeat."""
     return [
         {
             "entrant": entrant,

@@ -1,4 +1,4 @@
-"""The page of results, docs/results.md: every table is made from a JSON file that a measurement has left.
+"""The page of results, docs/results.md: every table is made from the JSON file of a measurement.
 
 Run: python -m benchmarks.page
 """
@@ -29,10 +29,9 @@ PAGE = "docs/results.md"
 HEAD = """\
 # Benchmarks and results
 
-`python -m benchmarks.page` writes this page from the JSON files that measurements have left, and a test compares the
-two: no number in a table is typed. Results of training are means over seeds ± their standard errors. What is measured
-from *One iteration* on are medians, ratios with their quartiles. What a result means is said on the page that is named
-with it.
+`python -m benchmarks.page` writes this page from the JSON files of the measurements, and a test checks that the page
+agrees with them. Results of training are means over seeds ± their standard errors. From *One iteration* on, results are
+medians, and ratios have their quartiles. The page that is linked with a result explains it.
 """
 Tables = Iterable[tuple[str, str]]
 """Captions, and tables in Markdown."""
@@ -136,7 +135,7 @@ def ranks_tables(content: dict[str, Any]) -> Tables:
 
 
 def faults_tables(content: dict[str, Any]) -> Tables:
-    yield "By chance or on purpose:", faults.table(content)
+    yield "Faults that were provoked, and what was found:", faults.table(content)
 
 
 def epoch_tables(content: dict[str, Any]) -> Tables:
@@ -231,7 +230,7 @@ KINDS = (
     ),
     Kind(
         "Faults",
-        "What was tried to break this package, `make faults`; see [long runs](long_runs.md#what-was-tried).",
+        "Attempts to break this package, by `make faults`; see [long runs](long_runs.md#what-was-tried).",
         "benchmarks/results/*.json",
         faults_tables,
         lambda content: "kills" in content,

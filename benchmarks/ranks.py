@@ -1,8 +1,8 @@
 """Measures what training in several processes costs: one step of MAXL and of single-task training, over gloo on CPUs.
 
 A batch is split over the ranks, each with one thread. Measured in turns: one process with the whole batch, the ranks
-with their parts, and the ranks each for itself (the same work without a collective). DistributedDataParallel on the
-single task is the yardstick. Bytes are counted at torch.distributed's functions.
+with their parts, and the ranks each for itself (the same work without a collective). The baseline is
+DistributedDataParallel on the single task. Bytes are counted at torch.distributed's functions.
 
 Run: python -m benchmarks.ranks
 """
@@ -88,7 +88,7 @@ def single_step_of(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
 
 
 def measured(rank: int, ranks: int, store: str, name: str, batch: int, repeats: int) -> dict[str, Any]:
-    """What one rank measures: seconds of each entrant, bytes and collectives of a step, and the wire's bandwidth."""
+    """What one rank measures: seconds of each entrant, and the bytes and collectives of a step."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     torch.manual_seed(0)

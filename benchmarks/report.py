@@ -17,7 +17,7 @@ COLUMNS = ("", "Seconds", "Ratio to single task", "Peak memory, MiB", "Relative 
 
 
 def rows(case: Case, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row a contender, with medians and quartiles over the repeats.
+    """One row for each contender, with medians and quartiles over the repeats.
 
     The ratio is taken repeat by repeat, between iterations that ran one shortly after the other.
     """

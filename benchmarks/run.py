@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure_costs(arguments: argparse.Namespace, about: dict[str, Any]) -> None:
-    """Prints a table a network, and writes what is there after each: a long run that is stopped is not lost."""
+    """Prints a table for each network, and writes all results after each, so that a stopped run is not lost."""
     cases, summary = [], []
     for name in arguments.networks:
         case = Case(name, arguments.batch, device=arguments.device, precision=arguments.precision)
