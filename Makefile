@@ -34,7 +34,7 @@ bench: $(VENV)/bench.stamp ## Measure one iteration beside other ways to write i
 faults: $(VENV)/test.stamp ## Try to break it: kills, broken files, random cases, mutants, bad calls, long runs
 	PYTHONPATH=tests $(BIN)/python -m faults
 
-# Files are begun in their order: the least tests take the longest, and would all be left to the end.
+# Files are started in their order: by default those with the fewest tests, which take the longest, would come last.
 test: lint ## Run the linters, the type checker and the tests with branch coverage
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -72,9 +72,9 @@ $(VENV)/demo.stamp $(VENV)/docs.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.st
 	@touch $@
 
 # torch and torchvision are upgraded in one command: each release of torchvision is built against one of torch.
-# learn2learn 0.2.0 ships C files that Python >= 3.11 cannot compile, so it is built anew with cython and an old
-# setuptools. It and qpth go in without their dependencies: what they import is named here, and left out are gsutil
-# (forty packages, never imported) and numpy < 2 (no wheel for Python >= 3.13, not needed for what is tested here).
+# learn2learn 0.2.0 ships C files that Python >= 3.11 cannot compile, so it is built with cython and an old setuptools.
+# It and qpth are installed without their dependencies: those that they import are listed here, without gsutil (forty
+# packages, never imported) and numpy < 2 (no wheel for Python >= 3.13, not needed for what is tested here).
 $(VENV)/bench.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.stamp
 	@echo 'Installing torch, torchvision and what make $* needs into $(VENV): some minutes, once'
 	$(BIN)/python -m pip install -q --upgrade torch torchvision
@@ -83,7 +83,7 @@ $(VENV)/bench.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: setup.py $(VENV)/venv.s
 		--config-settings '--global-option=build_ext' learn2learn==0.2.0 qpth
 	@touch $@ $(if $(filter test,$*),$(VENV)/demo.stamp $(VENV)/docs.stamp $(VENV)/bench.stamp)
 
-# Made anew when a version changes: the Makefile is what says them.
+# Made again when a version changes, as the versions are in the Makefile.
 $(OLDEST_VENV)/oldest.stamp: setup.py Makefile $(OLDEST_VENV)/venv.stamp
 	@echo 'Installing $(OLDEST) into $(OLDEST_VENV): two minutes and 5 GB, once'
 	$(OLDEST_VENV)/bin/python -m pip install -q -e . $(OLDEST) coverage 'pytest>=8' 'pytest-xdist>=3'

@@ -125,7 +125,7 @@ def train(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
         test_loader=[(test_x, test_y)],
         seed=seed,
         progress=False,
-        metrics=Metrics(patience=None),  # the report tells of labels that say nothing
+        metrics=Metrics(patience=None),  # the report describes labels that have collapsed
         checkpoint=chosen.out / "checkpoints" / f"{name}-{seed}.pt",
         checkpoint_minutes=1,  # and at the end, which most runs reach sooner
         resume=chosen.resume,
@@ -150,7 +150,7 @@ def train(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a source: means over seeds, with standard errors; differences are paired by seed."""
+    """One row for each source: means over seeds, with standard errors; differences are paired by seed."""
     by_source = {name: [run for run in runs if run["source"] == name] for name in TITLES}
     single = np.array([run["test_accuracy"] for run in by_source["single"]])
     rows = []

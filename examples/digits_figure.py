@@ -26,9 +26,9 @@ def draw(
     """Draws both panels into one PNG.
 
     Args:
-        rows: The summary, one row a source.
+        rows: The summary, one row for each source.
         runs: The single runs.
-        titles: What to call each source.
+        titles: The name of each source in the figure.
         images: Test images ``[N, 8, 8]`` of one seed.
         labels: What the generator of that seed gives them, probabilities ``[N, 10]``.
         path: The file.

@@ -2,7 +2,7 @@
 
 The digits of examples/digits.py (is it below five? 200 images train, 1,597 test) in as many processes as torchrun
 starts. What is new against training in one process: four lines, marked below. The script prints the accuracy of rank 0,
-which is everyone's, and checks that the ranks have stayed in step.
+which is everyone's, and checks that the ranks have equal parameters and buffers.
 
 Run: torchrun --nproc-per-node 2 examples/distributed.py
 On CPUs the processes talk by gloo; with a GPU for each of them by NCCL.
@@ -92,7 +92,7 @@ def main() -> None:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # 4. torchrun tells each process its rank; a process that waits longer than the timeout stops with a message.
+    # 4. torchrun gives each process its rank; a process that waits longer than the timeout stops with a message.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
     try:
         maxl, accuracy = train(arguments.epochs, arguments.seed, device)

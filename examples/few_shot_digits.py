@@ -127,7 +127,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a variant: means over seeds and their standard errors; gains are over no labels, paired by seed."""
+    """One row for each variant: means over seeds, standard errors; gains are over no labels, paired by seed."""
     rows = []
     for algorithm, labels in VARIANTS:
         found, without = (

@@ -38,7 +38,7 @@ class TargetGenerator(nn.Module):
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """One value a sample: ``[N, K]`` to ``[N]``."""
+    """One value for each sample: ``[N, K]`` to ``[N]``."""
     return (outputs - targets).square().mean(dim=1)
 
 

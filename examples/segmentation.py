@@ -2,7 +2,7 @@
 
 Scenes of 24 x 24 pixels are composed from scikit-learn's real 8x8 digit images (shipped with it). Primary task, for
 every pixel: background, part of a digit below five, or part of a digit from five on. AuxiliaryLabelGenerator is given a
-small U-Net, a generator of soft labels per pixel and the losses of the trade: cross-entropy plus soft Dice.
+small U-Net, a generator of soft labels per pixel and the usual losses: cross-entropy plus soft Dice.
 
 Four sources of auxiliary labels get the same networks, scenes, batches and optimizers, seed by seed. The network's
 settings were chosen for single-task training and the generator's for invented labels, on seeds 100 to 107: other
@@ -64,7 +64,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class GivenMaps(LabelSource):
-    """A label source of one's own: auxiliary classes that somebody gave for each pixel, the third of each batch."""
+    """A user-defined label source: given auxiliary classes for each pixel, the third element of each batch."""
 
     def network_step(
         self, maxl: AuxiliaryLabelGenerator, batch: Any, optimizer: torch.optim.Optimizer, **options: Any
@@ -108,8 +108,8 @@ class UNet(nn.Module):
 class PixelLabels(nn.Module):
     """The generator: invents soft labels ``[N, 8, H, W]`` from a scene ``[N, 1, H, W]`` and its truth ``[N, H, W]``.
 
-    The truth goes in beside the scene, so that labels may tell edges from insides and cross class borders, which those
-    of LabelGenerator, sub-classes of each primary class, do not.
+    The truth is an input beside the scene, so that labels can separate edges from insides, and extend over class
+    borders. Those of LabelGenerator can't, as they are sub-classes of each primary class.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class PixelLabels(nn.Module):
 
 
 def cross_entropy_and_dice(logits: Tensor, y: Tensor) -> Tensor:
-    """The primary loss, one value a scene: ``[N, 3, H, W]`` and ``[N, H, W]`` to ``[N]``."""
+    """The primary loss, one value for each scene: ``[N, 3, H, W]`` and ``[N, H, W]`` to ``[N]``."""
     probs, truth = logits.softmax(dim=1), F.one_hot(y, NUM_CLASSES).movedim(-1, 1)
     dice = (2 * (probs * truth).sum(dim=(2, 3)) + 1) / ((probs + truth).sum(dim=(2, 3)) + 1)
     return F.cross_entropy(logits, y, reduction="none").mean(dim=(1, 2)) + 1 - dice.mean(dim=1)
@@ -212,7 +212,7 @@ def train(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a source: means over seeds with standard errors; gains are paired by seed."""
+    """One row for each source: means over seeds with standard errors; gains are paired by seed."""
     scores = {name: np.array([run["mean_iou"] for run in runs if run["source"] == name]) for name in SOURCES}
     rows = []
     for name, found in scores.items():

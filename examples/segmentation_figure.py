@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 GRAY, BLUE, ORANGE = "#8c8c8c", "#0072b2", "#d55e00"  # distinct to colour-blind readers and in print
-# Okabe and Ito's palette, and a light gray: eight colours that colour-blind readers tell apart
+# Okabe and Ito's palette, and a light gray: eight colours that colour-blind readers can distinguish
 LABELS = ["#d9d9d9", "#0072b2", "#d55e00", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#000000"]
 COLUMNS = ("scene", "truth", "predicted,\nsingle task", "predicted, with\ninvented labels", "the invented\nlabels")
 
@@ -23,7 +23,7 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], maps: Any, path
     """Draws both panels into one PNG.
 
     Args:
-        rows: The summary, one row a source.
+        rows: The summary, one row for each source.
         runs: The single runs.
         maps: Test scenes of the first seed, and per pixel the truth, both predictions and the most probable invented
             label: five arrays ``[N, H, W]``, in the order of the columns.
@@ -66,7 +66,7 @@ def _gains(figure: Any, rows: list[dict[str, Any]], runs: list[dict[str, Any]]) 
 
 
 def _scenes(figure: Any, maps: Any) -> None:
-    """The first test scenes, a row each: what goes in, what should come out, what does, and what was invented."""
+    """The first test scenes, a row each: input, truth, predictions, and invented labels."""
     count = len(maps[0])
     grid = figure.subplots(count, len(COLUMNS), gridspec_kw={"wspace": 0.04, "hspace": 0.04}, squeeze=False)
     classes, labels = ListedColormap(["white", BLUE, ORANGE]), ListedColormap(LABELS)

@@ -27,7 +27,7 @@ def arithmetic(device: torch.device | str, precision: str) -> Iterator[None]:
     """
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    # Some ways to write a step move weights between passes, so a pass may not find the last one's casted copies.
+    # Some ways to write a step change weights between passes, so cast copies must not be kept for the next pass.
     half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
     try:
         with half:
@@ -67,7 +67,7 @@ def operations_a_batch(
 
 
 def matrix_rate(device: torch.device | str, precision: str, repeats: int = 10) -> float:
-    """Measures the operations a second of a large matrix product: what a device reaches when nothing holds it up."""
+    """Measures the operations per second of a large matrix product, about the most that a device can reach."""
     size = 8192 if torch.device(device).type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     one = torch.randn(size, size, device=device).to(dtype)

@@ -97,7 +97,7 @@ def read_png(folder: Path, cache: Path) -> tuple[Images, Images]:
 
 
 def kept(decoded: Path) -> dict[str, Pixels] | None:
-    """What was decoded before; None if there is nothing, or half of a file from elsewhere."""
+    """What was decoded before; None if there is nothing, or the file is incomplete or of another program."""
     try:
         with decoded.open("rb") as file, np.load(file) as arrays:
             return {split: arrays[split] for split in PER_CLASS}
@@ -130,12 +130,12 @@ def read_image(path: Path) -> Pixels:
     """Reads one image ``[32, 32, 3]``; raises ValueError with its name if it can't be read as that."""
     try:
         with Image.open(path) as image:
-            image.verify()  # its checksums, which reading does not look at
+            image.verify()  # its checksums, which reading does not check
         with Image.open(path) as image:
             if image.size == (SIZE, SIZE) and image.mode == "RGB":
                 return np.asarray(image)
             found = f"{image.mode} of {image.width} x {image.height}"
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises depends on which bytes it stumbles over
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them for corrupt files
         raise ValueError(f"`--data` has an image that can't be read: {path} ({error}). Get it anew.") from error
     raise ValueError(f"`--data` must hold RGB images of {SIZE} x {SIZE}, found {path}, {found}. Get it anew.")
 

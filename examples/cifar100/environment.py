@@ -38,7 +38,7 @@ def installed(package: str) -> str | None:
 
 
 def device_name(device: torch.device | str) -> str:
-    """What a device calls itself."""
+    """The name of a device."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 GRAY = "#8c8c8c"
-# Okabe and Ito's palette, which colour-blind readers tell apart, and a line style each for print.
+# Okabe and Ito's palette, which colour-blind readers can distinguish, and a line style each for print.
 COLORS = {
     "single": ("black", "-"),
     "random": ("#56b4e9", ":"),
@@ -31,9 +31,9 @@ def draw(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], titles:
     """Draws both panels into one PNG.
 
     Args:
-        rows: The summary, one row a label.
+        rows: The summary, one row for each label.
         runs: The single runs.
-        titles: What to call each row.
+        titles: The name of each row in the figure.
         path: The file.
     """
     height = max(4.5, 1.4 + 0.62 * len(rows))

@@ -21,7 +21,7 @@ class Job:
     Attributes:
         source: A key of ``run.SOURCES``.
         seed: Of everything that is random.
-        label: What tables call it; the source's name unless some of its settings are special.
+        label: Its name in tables; the source's name unless some of its settings are special.
         recipe: How.
         data: The folder with CIFAR-100.
         cache: A folder for decoded images.
@@ -30,14 +30,14 @@ class Job:
         auxiliary: Classes of the finer level.
         network: A key of ``networks.HEADS``.
         width: Factor on its channels.
-        subset: Training images a class; None for all.
+        subset: Training images per class; None for all.
         device: Where to train.
         precision: One of ``arithmetic.PRECISIONS``.
         channels_last: Whether networks keep channels last in memory.
         compile: Whether passes are compiled.
         micro_batches: Parts of a batch.
         checkpoint_minutes: How often to save.
-        resume: Whether to go on from a checkpoint.
+        resume: Whether to resume from a checkpoint.
     """
 
     source: str
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What messages and files call it."""
+        """Its name in messages and file names."""
         return f"{self.label}-{self.seed}"
 
     @property

@@ -85,4 +85,4 @@ def network(name: str, num_classes: int, width: float) -> nn.Module:
 
 
 HEADS = {"vgg16": "classifier", "resnet18": "fc"}
-"""The name of each network's head, of which there is one a task."""
+"""The name of each network's head, of which each task has one."""

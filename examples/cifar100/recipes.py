@@ -51,7 +51,7 @@ class Recipe:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless all settings are such as a run can be made with."""
+        """Raises ValueError unless a run can be made with all settings."""
         choices = {"schedule": ("epoch", "batch"), "decay": ("halved", "cosine"), "generator": ("sgd", "adam")}
         rules = {name: f"one of {', '.join(allowed)}" for name, allowed in choices.items()}
         wrong = [name for name, allowed in choices.items() if getattr(self, name) not in allowed]

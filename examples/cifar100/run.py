@@ -51,7 +51,7 @@ SOURCES: dict[str, Callable[[int, Tensor], LabelSource]] = {
 """The label sources, made of a seed and the given labels. The generator of the last one gives weights, too."""
 
 LAST = 5
-"""A run's accuracy is the mean over as many last epochs."""
+"""The number of last epochs over which a run's accuracy is averaged."""
 TEST_BATCH = 500
 
 

@@ -84,7 +84,7 @@ def check_alike(runs: Sequence[dict[str, Any]]) -> None:
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a label, accuracies as fractions; a mean and its standard error where there are two numbers."""
+    """One row for each label, accuracies as fractions; two numbers are a mean and its standard error."""
     by_label: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
         by_label.setdefault(run["label"], {})[run["seed"]] = run
@@ -152,7 +152,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def title(row: dict[str, Any]) -> str:
-    """What a row is called: its source, and in which settings it is special."""
+    """The name of a row: its source, and the settings in which it is special."""
     words = [TITLES.get(row["label"], row["label"]), *(f"{name}={value}" for name, value in row["special"].items())]
     return ", ".join(words)
 

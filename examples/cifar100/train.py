@@ -1,10 +1,10 @@
-"""Trains classifiers on CIFAR-100 with each source of auxiliary labels; one JSON file a run.
+"""Trains classifiers on CIFAR-100 with each source of auxiliary labels; one JSON file for each run.
 
 The paper's main task with the settings of its released code, all sources, three seeds; for a GPU:
 
     python -m examples.cifar100.train --data DATA --out out/released
 
-Some minutes a run on a core:
+Some minutes for each run on one core:
 
     python -m examples.cifar100.train --data DATA --out out/small --protocol modern --network resnet18 --width 0.125 \\
         --subset 50 --epochs 20
@@ -166,7 +166,7 @@ def work(job: Job, rate: float, deadline: float | None, progress: bool) -> Outco
         return Outcome(job, False, memory_advice(job, error))
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         return Outcome(job, False, str(error))
-    except Exception:  # nobody has foreseen it, so all of it is shown; the other runs go on
+    except Exception:  # unexpected, so all of it is shown; the other runs continue
         return Outcome(job, False, traceback.format_exc())
     return Outcome(job, True)
 
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         jobs = jobs_of(options)
         todo = still_to_do(jobs, options.resume)
-        load(options.data, options.cache, options.download)  # what is wrong with it is said before the first run
+        load(options.data, options.cache, options.download)  # reports errors in the data before the first run
         torch.set_num_threads(threads)
         rate = matrix_rate(options.device, options.precision)
         if options.processes > 1:
