@@ -1,4 +1,4 @@
-"""The report: one page on what auxiliary labels did, what they are, and whether they collapse."""
+"""The report: one page on whether auxiliary labels helped, what they are, and whether they collapse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .evidence import Evidence, hierarchy_of_run
 from .samples import Samples, gather
 
 ONE_AT_A_TIME = threading.RLock()
-"""Held while random states, matplotlib's settings and warning filters, which all threads share, are other ones."""
+"""Held while a report changes what all threads share: random states, matplotlib's settings and warning filters."""
 Histories = History | Iterable[History] | Mapping[str, History | Iterable[History]]
 
 
@@ -78,7 +78,8 @@ def report(
     _check(maxl, loader, groups, histories is not None)
     check_count(max_samples, "max_samples", "It is how many samples to look at.")
     _check_rest(to_images, title, seed)
-    _check_names(class_names, "class_names", _hierarchies(groups, maxl))
+    of_runs = [hierarchy_of_run(run) for group in groups for run in group.runs]
+    _check_names(class_names, "class_names", [maxl.hierarchy if isinstance(maxl, MAXL) else None, *of_runs])
     _check_names(human_names, "human_names", [])
     try:  # here, as `import maxl_l2l` must not load matplotlib
         from .html_page import FIGURES, page, sections
@@ -87,7 +88,11 @@ def report(
 
     place = _writable(folder, FIGURES)
     with ONE_AT_A_TIME:
-        samples = _samples(maxl, loader, max_samples, seed, to_images)
+        samples: Samples | str = "no learner was given to look at. Pass maxl= and loader=."
+        if isinstance(maxl, MAXL) and loader is not None:
+            samples = gather(maxl, loader, max_samples, seed, to_images)
+        elif maxl is not None:
+            samples = f"targets of {type(maxl).__name__} are no classes of a hierarchy; those of MAXL are."
         if isinstance(samples, Samples) and human_names is not None:
             _check_human_names(human_names, samples)
         evidence = Evidence(groups, samples, class_names, human_names, seed)
@@ -105,26 +110,6 @@ def report(
 
 def _write(path: Path, content: bytes) -> None:
     replace_file(path, lambda file: file.write(content))
-
-
-def _samples(
-    maxl: AuxiliaryLabelGenerator | None,
-    loader: Iterable[Any] | None,
-    max_samples: int,
-    seed: int,
-    to_images: Callable[[Any], Any] | None,
-) -> Samples | str:
-    """What the learner makes of data, or why that is not known."""
-    if maxl is None or loader is None:
-        return "no learner was given to look at. Pass maxl= and loader=."
-    if not isinstance(maxl, MAXL):
-        return f"targets of {type(maxl).__name__} are no classes of a hierarchy; those of MAXL are."
-    return gather(maxl, loader, max_samples, seed, to_images)
-
-
-def _hierarchies(groups: list[Group], maxl: AuxiliaryLabelGenerator | None) -> list[Hierarchy]:
-    found = [hierarchy_of_run(run) for group in groups for run in group.runs]
-    return [*([maxl.hierarchy] if isinstance(maxl, MAXL) else []), *(one for one in found if one is not None)]
 
 
 def _check(maxl: Any, loader: Any, groups: list[Group], are_given: bool) -> None:
@@ -158,13 +143,13 @@ def _check_rest(to_images: Any, title: Any, seed: Any) -> None:
         raise ValueError(f"`seed` must be in 0..2**32 - 1, found {seed}. Use 0.")
 
 
-def _check_names(names: Any, argument: str, hierarchies: list[Hierarchy]) -> None:
+def _check_names(names: Any, argument: str, hierarchies: list[Hierarchy | None]) -> None:
     if names is None:
         return
     if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(name, str) for name in names):
         found = f"{names!r}" if isinstance(names, str) else type(names).__name__
         raise TypeError(f"`{argument}` must be a list of texts, found {found}. Write ['cat', 'dog'].")
-    wrong = [len(hierarchy) for hierarchy in hierarchies if len(hierarchy) != len(names)]
+    wrong = [len(one) for one in hierarchies if one is not None and len(one) != len(names)]
     if wrong:
         raise ValueError(
             f"`{argument}` must have a name for each of the {wrong[0]} primary classes, found {len(names)}. "

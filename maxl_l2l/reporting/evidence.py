@@ -137,17 +137,17 @@ def judged_runs(group: Group) -> list[tuple[History, Hierarchy, dict[str, Any]]]
 
 def label_record(record: Mapping[str, Any], hierarchy: Hierarchy) -> dict[str, Any] | None:
     """Returns the entries of an epoch's record that its labels are judged by; None if ``use`` does not fit psi."""
-    use = record.get("use")
-    if not isinstance(use, Sequence) or len(use) != hierarchy.num_auxiliary:
+    use: Any = record.get("use")
+    fits = isinstance(use, Sequence) and len(use) == hierarchy.num_auxiliary
+    if not fits or not all(isinstance(count, Real) for count in use):
         return None
-    if not all(isinstance(count, Real) for count in use):
-        return None
-    relative, per_class = (record.get(f"relative_label_entropy{part}") for part in ("", "_per_class"))
     found: dict[str, Any] = {"use": list(use)}
-    if isinstance(relative, Real):
+    if isinstance(relative := record.get("relative_label_entropy"), Real):
         found["relative_label_entropy"] = relative
-    if isinstance(per_class, Sequence) and all(one is None or isinstance(one, Real) for one in per_class):
-        found["relative_label_entropy_per_class"] = per_class if len(per_class) == len(hierarchy) else None
+    per_class: Any = record.get("relative_label_entropy_per_class")
+    fits = isinstance(per_class, Sequence) and len(per_class) == len(hierarchy)
+    if fits and all(one is None or isinstance(one, Real) for one in per_class):
+        found["relative_label_entropy_per_class"] = per_class
     return found
 
 
@@ -162,8 +162,8 @@ def record_of(samples: Samples) -> dict[str, Any]:
     relative = np.divide(entropy, most, where=split, out=np.zeros_like(entropy, dtype=float))
     classes = [split & (samples.y == primary) for primary in range(len(samples.hierarchy))]
     per_class = [float(relative[own].mean()) if own.any() else None for own in classes]
-    own = {"relative_label_entropy": float(relative[split].mean()), "relative_label_entropy_per_class": per_class}
-    return {"use": use, **own}
+    mean = float(relative[split].mean())
+    return {"use": use, "relative_label_entropy": mean, "relative_label_entropy_per_class": per_class}
 
 
 def human_table(samples: Samples) -> tuple[Any, Any] | None:

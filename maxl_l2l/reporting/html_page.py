@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
+from matplotlib.text import Text
 
 from ..training import History
 from ..version import VERSION
@@ -19,7 +20,7 @@ from .comparison import Estimate, Group, text_of
 from .evidence import Evidence
 from .run_figures import labels, learning, use
 from .sample_figures import features, human_classes, pictures
-from .style import look, png, texts
+from .style import look, png
 from .summary import answers
 
 NUMBERS = {
@@ -158,7 +159,8 @@ def sections(evidence: Evidence) -> list[Section]:
                 found.append(Section(name, title, reason=drawn))
             else:
                 figure, alt, caption = drawn
-                image, written = png(figure), texts(figure)
+                image = png(figure)
+                written = "\n".join(text.get_text() for text in figure.findobj(Text))
                 names = {cut: full for cut, full in evidence.cut_names().items() if cut in written}
                 found.append(Section(name, title, caption, alt, image, names=names))
     return found

@@ -60,8 +60,7 @@ def labels(evidence: Evidence) -> Drawn | str:
     panels = recorded(evidence.groups)
     if not panels:
         return "no history has recorded anything of its labels. fit(..., metrics=True) does."
-    group = next(iter(evidence.invented), None)
-    hierarchy = None if group is None else hierarchy_of_run(group.runs[0])
+    hierarchy = hierarchy_of_run(evidence.invented[0].runs[0]) if evidence.invented else None
     figure = label_curves(evidence.groups, panels, hierarchy, "What the auxiliary labels are like, epoch by epoch")
     listed = ", ".join(panel.title for panel in panels)
     more = "" if any(panel.key == "label_entropy" for panel in panels) else " fit(..., metrics=True) records more."

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 INK, GRAY, LIGHT = "#222222", "#5f5f5f", "#d0d0d0"
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, too faint on white; and a line
@@ -65,11 +64,6 @@ def png(figure: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
-
-
-def texts(figure: Any) -> str:
-    """Returns everything that is written in a figure, one text a line."""
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 def look_of(number: int) -> tuple[str, Any, str]:

@@ -1,4 +1,4 @@
-"""Summary: what runs and samples say, in plain sentences."""
+"""Summary: the answers that runs and samples give, in plain sentences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import numpy as np
 from ..checks import some
 from ..metrics import Collapse, collapse_of
 from .comparison import MEASURES, Estimate, Group, Measure, differing, pairs
-from .evidence import GIVEN, Evidence, agreement_of, chance_agreement, hierarchy_of_run, label_record, record_of
+from .evidence import GIVEN, Evidence, agreement_of, chance_agreement, hierarchy_of_run, judged_runs, record_of
 from .samples import Samples
 
 FEW = 5
 """Pairs of runs below which a verdict is left open."""
 UNKNOWN = "Can't be told"
+Verdict = tuple[str, str, list[str]]
+"""An answer without its question."""
 
 
 @dataclass(frozen=True)
@@ -38,31 +40,34 @@ class Answer:
 
 
 def answers(evidence: Evidence) -> list[Answer]:
-    """Answers what a reader wants to know first."""
-    return [_did_it_help(evidence), _what_is_invented(evidence), _is_it_collapsing(evidence)]
+    """Answers the questions that a reader has first."""
+    return [
+        Answer("Did it help?", *_did_it_help(evidence)),
+        Answer("What are the invented classes?", *_what_is_invented(evidence)),
+        Answer("Is anything collapsing?", *_is_it_collapsing(evidence)),
+    ]
 
 
-def _did_it_help(evidence: Evidence) -> Answer:
-    question, measure = "Did it help?", evidence.measure
+def _did_it_help(evidence: Evidence) -> Verdict:
+    measure = evidence.measure
     if measure is None:
-        return Answer(question, UNKNOWN, "open", [f"{_unmeasured(evidence)} Pass what fit() returned as histories=."])
+        return UNKNOWN, "open", [f"{_unmeasured(evidence)} Pass what fit() returned as histories=."]
+    reached = _reached(evidence, measure)
     if not measure.is_of_test:
         warning = f"No run had a test_loader: {measure.name}, all there is, says nothing about generalisation. "
-        advice = "Give fit(..., test_loader=...) data that are not trained on."
-        return Answer(question, UNKNOWN, "open", [warning + advice, *_reached(evidence, measure)])
+        return UNKNOWN, "open", [f"{warning}Give fit(..., test_loader=...) data that are not trained on.", *reached]
     if not evidence.invented:
-        return Answer(question, UNKNOWN, "open", ["All runs are single-task runs.", *_reached(evidence, measure)])
+        return UNKNOWN, "open", ["All runs are single-task runs.", *reached]
     if not evidence.singles:
         advice = "There are no single-task runs to compare with: add fit(..., source=SingleTask())."
-        return Answer(question, UNKNOWN, "open", [advice, *_reached(evidence, measure)])
-    compared = [_compared(group, evidence.single(group), measure) for group in evidence.invented]
-    sentences = [*_reached(evidence, measure), *(sentence for sentence, _, _ in compared)]
-    verdicts = {group.title: (verdict, kind) for group, (_, verdict, kind) in zip(evidence.invented, compared)}
-    return Answer(question, *_joint(verdicts), [*sentences, *_meta_gradient(evidence, measure)])
+        return UNKNOWN, "open", [advice, *reached]
+    compared = {group.title: _compared(group, evidence.single(group), measure) for group in evidence.invented}
+    sentences = [*reached, *(sentence for _, _, sentence in compared.values()), *_meta_gradient(evidence, measure)]
+    return *_joint({title: (verdict, kind) for title, (verdict, kind, _) in compared.items()}), sentences
 
 
 def _unmeasured(evidence: Evidence) -> str:
-    """Why there is nothing to compare runs by."""
+    """The reason why there is no measure to compare runs by."""
     if not evidence.groups:
         return "No histories were given."
     if any(group.diverged(measure.key) for group in evidence.groups for measure in MEASURES):
@@ -71,7 +76,7 @@ def _unmeasured(evidence: Evidence) -> str:
 
 
 def _joint(verdicts: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """One verdict on all groups: the same of each, or what it depends on."""
+    """One verdict and its kind for all groups, from those of each by its title."""
     different = set(verdicts.values())
     if len(different) > 1:
         return f"It depends. {'; '.join(f'{title}: {verdict}' for title, (verdict, _) in verdicts.items())}", "open"
@@ -80,50 +85,42 @@ def _joint(verdicts: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
 
 
 def _reached(evidence: Evidence, measure: Measure) -> list[str]:
-    """What the groups in question reach, and which of their runs are not in it."""
-    groups = [*evidence.singles, *evidence.invented]
-    found = [(group, group.estimate(measure.key)) for group in groups]
-    reached = [f"{group.title} {measure.text(one)}{_runs(one)}" for group, one in found if one is not None]
-    sentences = [f"{measure.name.capitalize()} after the last epoch: {'; '.join(reached)}."] if reached else []
-    lengths = sorted({len(run) for group in evidence.groups for run in group.runs})
-    for group, one in found:
-        total, diverged = len(group.runs), group.diverged(measure.key)
-        unmeasured = total - diverged - (0 if one is None else len(one.values))
+    """What single-task runs and those compared with them reach, and which of their runs have no value."""
+    reached, rest = [], []
+    for group in (*evidence.singles, *evidence.invented):
+        one, total, diverged = group.estimate(measure.key), len(group.runs), group.diverged(measure.key)
+        if one is not None:
+            runs = "one run: its spread can't be told" if one.error is None else f"{len(one.values)} runs"
+            reached.append(f"{group.title} {measure.text(one)} ({runs})")
         if diverged:
-            sentences.append(f"{diverged} of {total} runs of {group.title} diverged: no finite {measure.name}.")
-        if unmeasured:
-            why = "Give each fit(...) the test_loader." if measure.is_of_test else ""
-            sentences.append(
-                f"{unmeasured} of {total} runs of {group.title} have not recorded {measure.name}. {why}".rstrip()
-            )
+            rest.append(f"{diverged} of {total} runs of {group.title} diverged: no finite {measure.name}.")
+        if unmeasured := total - diverged - (0 if one is None else len(one.values)):
+            why = " Give each fit(...) the test_loader." if measure.is_of_test else ""
+            rest.append(f"{unmeasured} of {total} runs of {group.title} have not recorded {measure.name}.{why}")
+    lengths = sorted({len(run) for group in evidence.groups for run in group.runs})
     if len(lengths) > 1:
-        sentences.append(f"Beware: runs have between {lengths[0]} and {lengths[-1]} epochs, so they are not alike.")
-    return sentences
-
-
-def _runs(estimate: Estimate) -> str:
-    return " (one run: its spread can't be told)" if estimate.error is None else f" ({len(estimate.values)} runs)"
+        rest.append(f"Beware: runs have between {lengths[0]} and {lengths[-1]} epochs, so they are not alike.")
+    return [f"{measure.name.capitalize()} after the last epoch: {'; '.join(reached)}."] * bool(reached) + rest
 
 
 def _compared(group: Group, single: Group | None, measure: Measure) -> tuple[str, str, str]:
-    """What a group gains, in a sentence, and the verdict on it with its kind."""
+    """The verdict on what a group gains, its kind, and a sentence with the numbers."""
     if single is None:
-        return f"{group.title}: there are no single-task runs with these settings.", UNKNOWN, "open"
+        return UNKNOWN, "open", f"{group.title}: there are no single-task runs with these settings."
     gain, (found, pairing) = group.gain(single, measure.key), pairs(group, single)
     diverged, total = max((one.diverged(measure.key), len(one.runs)) for one in (group, single))
-    cap = f"Open: {diverged} of {total} runs diverged" if diverged else ""
+    verdict, kind = (f"Open: {diverged} of {total} runs diverged", "open") if diverged else _verdict(gain, measure)
     if gain is None:
         reason = "of no pair both runs have a finite value" if found else pairing
-        sentence = f"No run of {group.title} can be paired with one of {single.title}: {reason}."
-        return sentence, cap or UNKNOWN, "open"
-    text = f"{group.title}: {measure.text(gain, signed=True)} against {single.title}"
+        return verdict, kind, f"No run of {group.title} can be paired with one of {single.title}: {reason}."
+    sentence = f"{group.title}: {measure.text(gain, signed=True)} against {single.title}"
     if gain.interval is None:
         advice = "A difference of one pair may be chance: train more seeds."
-        return f"{text} in the only pair of runs. {advice}", cap or "Can't be told from one seed", "open"
-    size, alone = len(gain.values), max(len(group.runs), len(single.runs)) - len(found)
+        return verdict, kind, f"{sentence} in the only pair of runs. {advice}"
+    alone = max(len(group.runs), len(single.runs)) - len(found)
     rest = (f" Runs without a counterpart: {alone}." if alone else "") + _confounded(group, single)
-    verdict, kind = (cap, "open") if cap else _verdict(gain, gain.interval, measure)
-    return f"{text}, {size} runs paired {gain.pairing}, {_size(gain.interval, measure)}.{rest}", verdict, kind
+    size = f"{len(gain.values)} runs paired {gain.pairing}, {_size(gain.interval, measure)}"
+    return verdict, kind, f"{sentence}, {size}.{rest}"
 
 
 def _size(interval: tuple[float, float], measure: Measure) -> str:
@@ -135,8 +132,10 @@ def _holds_zero(interval: tuple[float, float]) -> bool:
     return interval[0] <= 0 <= interval[1]
 
 
-def _verdict(gain: Estimate, interval: tuple[float, float], measure: Measure) -> tuple[str, str]:
-    if _holds_zero(interval):
+def _verdict(gain: Estimate | None, measure: Measure) -> tuple[str, str]:
+    if gain is None or gain.interval is None:
+        return UNKNOWN if gain is None else "Can't be told from one seed", "open"
+    if _holds_zero(gain.interval):
         return "Not beyond chance: 0 lies in the 95 % interval", "open"
     helped = gain.mean * measure.sign > 0
     if len(gain.values) < FEW:
@@ -145,11 +144,11 @@ def _verdict(gain: Estimate, interval: tuple[float, float], measure: Measure) ->
 
 
 def _meta_gradient(evidence: Evidence, measure: Measure) -> list[str]:
-    """What the meta gradient earns: learned labels less those of the entropy term alone."""
+    """What the meta gradient earns: results with it less those with the entropy term alone."""
     sentences = []
     for maxl in (group for group in evidence.invented if group.source == "GeneratedLabels"):
         entropy = evidence.entropy(maxl)
-        gain = None if entropy is None else maxl.gain(entropy, measure.key)
+        gain = maxl.gain(entropy, measure.key)
         if entropy is None or gain is None:
             sentences.append("What the meta gradient itself earns can't be told without runs of EntropyLabels().")
             continue
@@ -163,13 +162,13 @@ def _meta_gradient(evidence: Evidence, measure: Measure) -> list[str]:
 
 
 def _confounded(group: Group, other: Group) -> str:
-    """A warning of what else two groups differ in."""
+    """A warning if two groups differ in their settings too."""
     names = differing([*group.runs, *other.runs])
     return f" Beware: their settings differ in {some(names)} too." if names else ""
 
 
-def _what_is_invented(evidence: Evidence) -> Answer:
-    question, sentences, verdict, groups = "What are the invented classes?", [], "", evidence.learned
+def _what_is_invented(evidence: Evidence) -> Verdict:
+    sentences, verdict, groups = [], "", evidence.learned
     for group in groups:
         used, hierarchy = group.estimate("sub_classes"), hierarchy_of_run(group.runs[0])
         if used is not None:
@@ -181,31 +180,29 @@ def _what_is_invented(evidence: Evidence) -> Answer:
         agreed = {key: one.mean for key in ("nmi_within", "nmi") if (one := group.estimate(key)) is not None}
         sentences += [f"{group.title}: {_agreed(agreed, {})}"] if agreed else []
     if isinstance(evidence.samples, Samples):
-        used_here = sum(count > 0 for count in record_of(evidence.samples)["use"])
+        used_here = int((evidence.samples.use > 0).sum())
         verdict = verdict or f"{used_here} of {evidence.samples.hierarchy.num_auxiliary} sub-classes in use"
         sentences.append(_looked_at(evidence.samples, used_here))
-        found = agreement_of(evidence.samples)
-        if found:
+        if found := agreement_of(evidence.samples):
             sentences.append(f"Among them, {_agreed(found, chance_agreement(evidence.samples, evidence.seed))}")
     if not sentences:
-        return Answer(question, UNKNOWN, "open", [f"{evidence.samples}"])
-    return Answer(question, verdict or "See the figures", "open", sentences)
+        return UNKNOWN, "open", [f"{evidence.samples}"]
+    return verdict or "See the figures", "open", sentences
 
 
 def _looked_at(samples: Samples, used: int) -> str:
-    size, total = f"{len(samples.y):,}", samples.hierarchy.num_auxiliary
-    kind = "pixels" if samples.is_dense else "samples"
+    size, total = f"{len(samples.y):,} {samples.kind}", samples.hierarchy.num_auxiliary
     where = ", the first of the data" if samples.are_first else ""
     confidence = samples.labels.max(axis=1).mean()
     uniform = (1 / np.array(samples.hierarchy.psi))[samples.y].mean()
     return (
-        f"In the learner looked at, {used} of {total} sub-classes are the most probable label of some of {size} {kind}"
+        f"In the learner looked at, {used} of {total} sub-classes are the most probable label of some of {size}"
         f"{where}; that label has a probability of {confidence:.2f} on average (uniform: {uniform:.2f})."
     )
 
 
 def _agreed(found: Mapping[str, float], chance: Mapping[str, float]) -> str:
-    """How far invented classes are human ones, and what that would be by chance, if known."""
+    """The agreement of invented with human classes, and what it would be by chance, if known."""
     first, *rest = [key for key in ("nmi_within", "nmi") if key in found]
     by_chance = {key: f", by chance {chance[key]:.2f}" if key in chance else "" for key in found}
     where = " inside a primary class" if first == "nmi_within" else ""
@@ -216,45 +213,36 @@ def _agreed(found: Mapping[str, float], chance: Mapping[str, float]) -> str:
     return f"agreement with human classes{where} is {value} ({scale}{few}){overall}."
 
 
-def _is_it_collapsing(evidence: Evidence) -> Answer:
-    question, judged, broken = "Is anything collapsing?", dict[str, list[Collapse]](), list[str]()
+def _is_it_collapsing(evidence: Evidence) -> Verdict:
+    judged, broken, samples = dict[str, list[Collapse]](), list[str](), evidence.samples
     for group in (group for group in evidence.invented if group.source not in GIVEN):
-        runs = [(run.epochs[-1], hierarchy) for run in group.runs if (hierarchy := hierarchy_of_run(run))]
-        records = [(one, hierarchy) for record, hierarchy in runs if (one := label_record(record, hierarchy))]
-        known = [pair for pair in records if math.isfinite(pair[0].get("relative_label_entropy", 0))]
-        if len(known) < len(records):
-            lost = len(records) - len(known)
-            broken.append(f"In the last epoch of {lost} of {len(records)} runs of {group.title} labels are not finite.")
+        runs = [(record, hierarchy) for _, hierarchy, record in judged_runs(group)]
+        known = [pair for pair in runs if math.isfinite(pair[0].get("relative_label_entropy", 0))]
+        if lost := len(runs) - len(known):
+            broken.append(f"In the last epoch of {lost} of {len(runs)} runs of {group.title} labels are not finite.")
         if known:
             where = f"the last epoch of {len(known)} run{'s' * (len(known) > 1)} of {group.title}"
             judged[where] = [collapse_of(*pair) for pair in known]
-    if isinstance(evidence.samples, Samples):
-        samples = evidence.samples
-        kind = "pixels" if samples.is_dense else "samples"
-        found = collapse_of(record_of(samples), samples.hierarchy)
-        judged[f"{len(samples.y):,} {kind} of the learner looked at"] = [found]
+    if isinstance(samples, Samples):
+        where = f"{len(samples.y):,} {samples.kind} of the learner looked at"
+        judged[where] = [collapse_of(record_of(samples), samples.hierarchy)]
         if samples.dropped:
-            broken.append(f"Labels of {samples.dropped:,} {kind} are not finite; these are left out.")
+            broken.append(f"Labels of {samples.dropped:,} {samples.kind} are not finite; these are left out.")
     if not judged:
-        return Answer(question, UNKNOWN, "open", broken or _unjudged(evidence))
+        return UNKNOWN, "open", broken or _unjudged(evidence)
     signs = [
         f"{where[0].upper()}{where[1:]}: {one}" for where, found in judged.items() for one in _signs(found, evidence)
     ]
     if signs:
         is_single = any(one.single for found in judged.values() for one in found)
-        return Answer(question, "Yes" if is_single else "No, but labels are nearly uniform", "bad", [*signs, *broken])
+        return "Yes" if is_single else "No, but labels are nearly uniform", "bad", [*signs, *broken]
     rule = "No class keeps 99 % of its samples in one sub-class, and labels are not uniform (99 % of the entropy)."
     sentences = [*broken, rule, f"Judged by {' and '.join(judged)}."]
-    return Answer(
-        question,
-        "Can't be told: some labels are not finite" if broken else "No",
-        "open" if broken else "good",
-        sentences,
-    )
+    return ("Can't be told: some labels are not finite", "open", sentences) if broken else ("No", "good", sentences)
 
 
 def _unjudged(evidence: Evidence) -> list[str]:
-    """Why nothing can be said of labels."""
+    """The reason why labels can't be judged."""
     advice = "Give fit(..., metrics=True), or pass maxl= and loader= here."
     if any(group.source not in GIVEN and any(group.last("use")) for group in evidence.invented):
         reason = "The use of sub-classes was recorded, but no settings with a psi that fits it."
