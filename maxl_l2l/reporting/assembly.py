@@ -1,7 +1,5 @@
 """The report: one page on whether auxiliary labels helped, what they are, and whether they collapse."""
 
-from __future__ import annotations
-
 import errno
 import os
 import threading

@@ -1,7 +1,5 @@
 """Comparison: what label sources reach and what they gain, over seeds, from the histories of their runs."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,7 +162,7 @@ class Group:
         """Returns in how many runs a quantity was recorded in the last epoch, but was not finite."""
         return sum(isinstance(value, Real) and not _is_finite(value) for value in self.last(key))
 
-    def gain(self, other: Group | None, key: str) -> Estimate | None:
+    def gain(self, other: "Group | None", key: str) -> Estimate | None:
         """Returns by how much this exceeds another group in the last epoch, a difference for each of :func:`pairs`.
 
         What is within rounding counts as 0. None if there is no other group, or no pair with finite values.

@@ -1,7 +1,5 @@
 """Curves: figures of what runs record over their epochs."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence

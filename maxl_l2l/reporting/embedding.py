@@ -1,7 +1,5 @@
 """The embedding: shared features in two dimensions by t-SNE, coloured by what samples belong to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Evidence: what a report rests on: runs, samples, and the names of classes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real

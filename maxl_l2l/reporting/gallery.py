@@ -1,7 +1,5 @@
 """The gallery: the images that belong most strongly to each invented sub-class."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page: the sections of a report, each a figure or the reason why it is left out, and one HTML file of them all."""
 
-from __future__ import annotations
-
 import base64
 import math
 import platform

@@ -1,7 +1,5 @@
 """Maps: figures with a row for each sub-class, in blocks of their primary classes."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain

@@ -1,7 +1,5 @@
 """Run figures: the figures of runs over their epochs, with their captions."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .comparison import Measure

@@ -1,7 +1,5 @@
 """Sample figures: the figures of a learner's samples, with their captions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import chain
 

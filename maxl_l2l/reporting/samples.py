@@ -1,7 +1,5 @@
 """Samples: the labels and shared features that a learner gives some of its data, and pictures to show."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import random

@@ -1,7 +1,5 @@
 """Style: the common look of figures, and how they become PNG; settings of the user's own plots stay as they are."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import textwrap

@@ -1,7 +1,5 @@
 """Summary: the answers that runs and samples give, in plain sentences."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
