@@ -8,8 +8,8 @@ parameters, and knows nothing of classes or images.
 from .batch_passes import NetworkPass, backward, summary
 from .bilevel import Batch, Bilevel, Experience, Objective, Pass, plain_pass
 from .compilation import CompiledPass, compile_options, passes_of
-from .computation import Options
 from .fallbacks import differentiate
+from .gradients import Options
 from .methods import METHODS
 from .micro_batches import joined, num_samples, split
 from .results import ADVICE, Derivatives, Origin, StepResult

@@ -9,8 +9,8 @@ from ..errors import FallBackWarning, RankError, UnsupportedOperatorError
 from ..inner_step import InnerStep
 from ..passes import RandomState, cuda_devices
 from .bilevel import Batch, Bilevel
-from .computation import Computation, Options
 from .forward_mode import plain_kernels
+from .gradients import Computation, Options
 from .methods import METHODS
 from .results import Derivatives
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ..errors import UnsupportedOperatorError
 from ..passes import clones, virtual_pass
 from .batch_passes import NetworkPass
-from .computation import Computation
 from .finite_difference import Line, Norm, output_difference
 from .forward_mode import output_tangent
+from .gradients import Computation
 from .micro_batches import num_samples
 from .results import Derivatives
 

@@ -1,4 +1,4 @@
-"""The mutation check: the core is broken in one small way after another, and the suite must notice each.
+"""The mutation check: the core is changed in many small ways, one at a time, and the suite must notice each.
 
 A mutant is one change of one file. Each is made in a copy of the repository, where the tests that are expected to
 notice it run; if they pass, the whole core suite runs before the mutant counts as a survivor::
@@ -255,8 +255,8 @@ MUTANTS = [
         "learners/test_maml_interface.py",
         ("first_order is ignored", "create_graph=not first_order", "create_graph=True"),
         ("second derivatives are always dropped", "create_graph=not first_order", "create_graph=False"),
-        ("adapt climbs", "parameters[n] - self.lr * grad", "parameters[n] + self.lr * grad"),
-        ("adapt goes where a NaN leads", "        _check_finite(loss, grads)\n", "", "faults/test_not_finite.py"),
+        ("adapt moves up the gradient", "parameters[n] - self.lr * grad", "parameters[n] + self.lr * grad"),
+        ("adapt takes a step that is NaN", "        _check_finite(loss, grads)\n", "", "faults/test_not_finite.py"),
         (
             "a clone's own first_order is ignored",
             "learner.first_order = self.first_order if first_order is None else first_order",
@@ -283,7 +283,7 @@ MUTANTS = [
             "return slope * fresh",
         ),
         (
-            "the slope of SGD has its sign while maximizing",
+            "the slope of SGD ignores maximize",
             'slope = -group["lr"] if not group["maximize"] else group["lr"]',
             'slope = -group["lr"]',
         ),
@@ -433,7 +433,7 @@ MUTANTS = [
         ),
         ("LayerNorm's tangent leaves out its weight", "        tangent.mul_(w)\n", ""),
         (
-            "what backward holds constant moves forwards",
+            "what is constant for backward has a tangent",
             "        if not torch.is_grad_enabled():\n            # PyTorch's",
             "        if False:\n            # PyTorch's",
             "hypergradient/test_methods.py",
@@ -526,7 +526,7 @@ MUTANTS = [
             "self.rng, self.start = RandomState(devices), buffers",
         ),
         (
-            "labels that are made anew have another dropout mask",
+            "labels that are computed again have another dropout mask",
             "            with self.rng.again():\n                labels = self._attached",
             "            if True:\n                labels = self._attached",
             "faults/test_survivors.py",
@@ -548,7 +548,7 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "hypergradient/computation.py",
+        "hypergradient/gradients.py",
         "hypergradient/test_methods.py hypergradient/test_micro_batches.py",
         (
             "the meta batch is ignored",
@@ -556,7 +556,7 @@ MUTANTS = [
             "self.meta_batches = split(batch, options.micro_batches)",
         ),
         (
-            "the meta loss is that of before the inner step",
+            "the meta loss is computed before the inner step",
             "leaves = [value.detach().requires_grad_() for value in stepped]",
             "leaves = [value.detach().requires_grad_() for value in self.parameters]",
         ),
@@ -606,7 +606,7 @@ MUTANTS = [
         "hypergradient/methods.py",
         "hypergradient/test_methods.py",
         (
-            "a function without a second derivative is passed over without a word",
+            "a function without a second derivative is not noticed",
             "    _check_twice_differentiable(grads)\n",
             "",
         ),
@@ -655,7 +655,7 @@ MUTANTS = [
         "steps/test_updates.py",
         ("the scaler is not updated", "            self.scaler.update()\n", "            pass\n"),
         (
-            "gradients of before are used",
+            "gradients of earlier steps are not cleared",
             "            optimizer.zero_grad()\n",
             "",
             "learners/test_auxiliary_learning.py",
@@ -734,7 +734,7 @@ MUTANTS = [
         "sources/fixed.py",
         "sources/test_fixed.py",
         (
-            "random labels are drawn anew in each run",
+            "random labels differ between runs",
             "generator=torch.Generator().manual_seed(self.seed), ",
             "",
         ),
@@ -882,12 +882,16 @@ MUTANTS = [
     *_mutants(
         "training/epoch_loop.py",
         "training/test_interrupts.py",
-        ("evaluation is not left", "self.run.interrupts.watched(self.run.test_loader)", "self.run.test_loader"),
         (
-            "an error while a run is being saved is not told of",
+            "evaluation is not stopped by a signal",
+            "self.run.interrupts.watched(self.run.test_loader)",
+            "self.run.test_loader",
+        ),
+        (
+            "an error while a run is being saved gets no note",
             "                self.file.note(later)\n",
             "                pass\n",
-            "faults/test_under_load.py::test_worker_that_is_found_dead_while_its_run_is_being_saved_is_told_of_too",
+            "faults/test_under_load.py::test_worker_that_is_found_dead_while_its_run_is_being_saved_is_reported_too",
         ),
     ),
     *_mutants(
@@ -926,7 +930,7 @@ MUTANTS = [
         "faults/test_faults.py::test_every_file_that_is_no_checkpoint_is_refused_with_its_reason_and_runs_nothing",
         ("check sums are not compared", "damaged = archive.testzip()", "damaged = None"),
         ("a checkpoint may run a program", "weights_only=True", "weights_only=False"),
-        ("a place inside an epoch is not looked at", 'elif not _is_place(inside["place"]):', "elif False:"),
+        ("a place inside an epoch is not checked", 'elif not _is_place(inside["place"]):', "elif False:"),
     ),
     *_mutants(
         "checkpoints/checkpoint.py",
@@ -942,7 +946,7 @@ MUTANTS = [
         "steps/updates.py",
         "faults/test_not_finite.py",
         ("a step that fails is not undone", "            undo.restore()\n", ""),
-        ("a step is not looked at", "            undo.check_finite(steps, moved)\n", ""),
+        ("the numbers after a step are not checked", "            undo.check_finite(steps, moved)\n", ""),
     ),
     *_mutants(
         "steps/updates.py",
@@ -954,7 +958,7 @@ MUTANTS = [
         "steps/nan_origin.py",
         "faults/test_not_finite.py",
         (
-            "the input is not looked at",
+            "the input is not checked",
             "if not _is_finite(tensor, may_be_infinite=not isinstance(data, Tensor)):",
             "if False:",
         ),
@@ -962,9 +966,9 @@ MUTANTS = [
     *_mutants(
         "checkpoints/atomic_files.py",
         "faults/test_under_load.py::test_second_run_on_the_same_file_is_refused_while_the_first_one_lasts "
-        "faults/test_under_load.py::test_file_system_without_links_keeps_the_former_checkpoint_too",
+        "faults/test_under_load.py::test_file_system_without_links_keeps_the_previous_checkpoint_too",
         ("two runs write one file", "        lock.acquire(timeout=PATIENCE)\n", "        pass\n"),
-        ("the former checkpoint is not kept", "            _keep(target, Path(keep))\n", "            pass\n"),
+        ("the previous checkpoint is not kept", "            _keep(target, Path(keep))\n", "            pass\n"),
     ),
     *_mutants(
         "training/evaluation.py",
@@ -1086,7 +1090,7 @@ def verdicts(
         mutants: Which.
         jobs: How many at a time, each in a copy of its own.
         core: Gives the tests that a mutant must survive to count as a survivor; the core's if None.
-        report: Is told a line about each.
+        report: Called with a line about each.
 
     Raises:
         RuntimeError: Tests fail already without a mutant.
