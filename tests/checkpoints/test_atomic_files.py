@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic files: written completely or not at all."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Several processes compute what one would on the whole batch, or all of them say why they can't."""
+"""Several processes compute what one would on the whole batch, or all of them raise and say why they can't."""
 
 import copy
 import itertools
@@ -482,10 +482,10 @@ def epochs_set(rank):
     maxl.distribute()
     data = TensorDataset(torch.randn(8, 8), torch.randint(0, 3, (8,)))
     loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, 2, rank))
-    told = []
-    loader.sampler.set_epoch = told.append
+    epochs_set = []
+    loader.sampler.set_epoch = epochs_set.append
     fit(maxl, loader, 3, progress=False)
-    return told
+    return epochs_set
 
 
 def test_fit_tells_the_sampler_its_epoch(pool):
@@ -832,7 +832,7 @@ def outside(rank):
         assert maxl.ranks.size == 1
 
 
-def test_a_process_outside_the_group_is_told(pool):
+def test_a_process_outside_the_group_gets_an_error(pool):
     pool.run(outside)
 
 
@@ -976,7 +976,7 @@ def full_disk(rank, path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
-def test_ranks_are_told_when_the_checkpoint_can_not_be_written(pool, tmp_path):
+def test_all_ranks_raise_when_the_checkpoint_can_not_be_written(pool, tmp_path):
     (_, first), (_, second) = pool.attempt(full_disk, tmp_path / "run.pt")
     assert first.startswith("OSError: [Errno 28] `checkpoint` must be a file that can be written")
     assert second.startswith("RankError: rank 0 stopped: OSError: [Errno 28] `checkpoint` must be a file that can be")

@@ -1,4 +1,4 @@
-"""Every Python snippet of every page in docs runs: in order, in one namespace a page."""
+"""Every Python snippet of every page in docs runs: in order, in one namespace for each page."""
 
 import json
 import re
@@ -20,12 +20,12 @@ def blocks(page):
 
 @pytest.fixture
 def _only_process(monkeypatch):
-    """What torchrun tells the only process that it starts, for pages about several."""
+    """The environment that torchrun gives to a single process, for pages about several."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in told.items():
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
 
 

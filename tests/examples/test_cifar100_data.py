@@ -241,7 +241,7 @@ def test_a_truncated_image_is_named(folder, tmp_path):
 
 
 def test_an_image_with_a_wrong_checksum_is_named(folder, tmp_path):
-    """PIL reads it without a word: pixels may be other ones."""
+    """PIL reads it without an error, perhaps with other pixels."""
 
     def falsify(image):
         content = bytearray(image.read_bytes())

@@ -1,4 +1,4 @@
-"""The CIFAR-100 experiment: networks, recipes, runs that stop and go on, results, and what is refused."""
+"""The CIFAR-100 experiment: networks, recipes, runs that are stopped and resumed, results, and what is refused."""
 
 import copy
 import errno
@@ -276,7 +276,7 @@ def test_labels_that_are_the_given_ones_have_a_mutual_information_of_one(folder,
     levels = run.task(20, 100)
 
     class Given(nn.Module):
-        """The given label, which it is told with the image: its first pixel."""
+        """The given label, which is the image's first pixel here."""
 
         def forward(self, x, y):
             fine = (x[:, 0, 0, 0] * 51 + 127.5).round().long()
@@ -423,7 +423,7 @@ def test_an_interrupt_says_how_to_go_on(command, monkeypatch, capsys):
     assert "The same command with --resume goes on" in capsys.readouterr().err
 
 
-def test_a_process_that_is_killed_is_told_and_nobody_waits_for_it(folder, tmp_path, capsys):
+def test_a_process_that_is_killed_is_reported_and_nobody_waits_for_it(folder, tmp_path, capsys):
     jobs = [job(folder, tmp_path, seed=seed) for seed in (0, 1)]
     outcomes = list(train.side_by_side(jobs, Killer(), None, 2, 1))
     assert [outcome.finished for outcome in outcomes] == [False, False]

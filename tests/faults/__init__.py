@@ -1,1 +1,1 @@
-"""Faults put in on purpose, and what the library makes of them; each module is a program."""
+"""Faults that are provoked, and how the library responds to them; each module is a program."""

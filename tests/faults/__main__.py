@@ -1,4 +1,4 @@
-"""Tries to break the library, and prints a table of what came of it: ``PYTHONPATH=tests python -m faults``."""
+"""Tries to break the library, and prints a table of the results: ``PYTHONPATH=tests python -m faults``."""
 
 from __future__ import annotations
 

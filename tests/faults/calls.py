@@ -158,7 +158,7 @@ class WithoutLayer(nn.Module):
 
 
 class TwoHeads(nn.Module):
-    """A model with two layers of three outputs, of which it uses the first as often as it is told."""
+    """A model with two layers of three outputs, of which it uses the first a given number of times."""
 
     def __init__(self, times: int = 1) -> None:
         super().__init__()
@@ -409,7 +409,7 @@ class BadCall:
     """A call that must fail.
 
     Attributes:
-        door: The public name that is called.
+        target: The public name that is called.
         name: What is wrong with it, a sentence.
         call: Makes it.
         error: The exception that it raises, this class itself.
@@ -418,7 +418,7 @@ class BadCall:
         needs: Packages that it needs besides torch and numpy.
     """
 
-    door: str
+    target: str
     name: str
     call: Callable[[Bench], Any]
     error: type[BaseException]
@@ -427,19 +427,19 @@ class BadCall:
     needs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.door}: {self.name}"
+        return f"{self.target}: {self.name}"
 
 
 Row = tuple[Any, ...]
 
 
-def of(door: str, *rows: Row, needs: tuple[str, ...] = ()) -> list[BadCall]:
+def of(target: str, *rows: Row, needs: tuple[str, ...] = ()) -> list[BadCall]:
     """Calls of one public name, each with its name, call, error, words, and what is given."""
-    return [BadCall(door, *row, needs=needs) for row in rows]
+    return [BadCall(target, *row, needs=needs) for row in rows]
 
 
 def of_argument(
-    door: str, name: str, call: Callable[..., Any], words: str, needs: tuple[str, ...] = ()
+    target: str, name: str, call: Callable[..., Any], words: str, needs: tuple[str, ...] = ()
 ) -> Callable[..., list[BadCall]]:
     """Makes calls of one public name that differ in one argument: its value in words, the value, the error, what is
     found."""
@@ -448,7 +448,7 @@ def of_argument(
         rows = [
             (f"{name} is {said}", called(value), error, words.format(found)) for said, value, error, found in values
         ]
-        return of(door, *rows, needs=needs)
+        return of(target, *rows, needs=needs)
 
     def called(value: Any) -> Callable[[Bench], Any]:
         return lambda b: call(b, **{name: value})
@@ -2172,7 +2172,7 @@ def outcome(call: BadCall) -> tuple[type[BaseException] | None, str, bool]:
 
 
 def missing_parts(words: str) -> list[str]:
-    """What a message lacks of the house style."""
+    """What a message lacks of the parts that every message has."""
     return [part for part, pattern in PARTS.items() if not re.search(pattern, words, re.DOTALL)]
 
 
@@ -2181,7 +2181,7 @@ def _is_installed(package: str) -> bool:
 
 
 def figures() -> dict[str, Any]:
-    """Makes all calls that the installed packages allow: how many, how many answered rightly, which not."""
+    """Makes all calls that the installed packages allow: how many, how many are answered correctly, which not."""
     calls = [call for call in CALLS if all(map(_is_installed, call.needs))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

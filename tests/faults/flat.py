@@ -87,13 +87,13 @@ def measured(loop: str, iterations: int, device: str = "cpu") -> dict[str, Any]:
     The time is that of a step over that of a plain one, which takes turns with it.
     """
     torch.set_num_threads(1)
-    once, yardstick = (stepping if loop == "step" else adapting)(device), plain(device)
+    once, baseline = (stepping if loop == "step" else adapting)(device), plain(device)
     warm_up = int(iterations * WARM_UP)
     ratios, before = [], {"resident": 0}
     for number in range(iterations):
         if number == warm_up:
             before = held(device)
-        ratios.append(seconds(once) / seconds(yardstick))
+        ratios.append(seconds(once) / seconds(baseline))
     after = held(device)
     first, last = (statistics.median(part) for part in (ratios[warm_up : 2 * warm_up], ratios[-warm_up:]))
     # The list of ratios is this program's own.

@@ -34,7 +34,7 @@ class Bad(NamedTuple):
     """A file that is no checkpoint of this run.
 
     Attributes:
-        name: What is the matter with it.
+        name: What is wrong with it.
         content: The bytes.
         message: What the error says, a regular expression.
     """
@@ -361,10 +361,10 @@ def outcome(bad: Bad, folder: Path, marker: Path, earlier: bytes | None = None) 
     """Resumes from a bad file; returns what is wrong with the answer, None if it is the right one."""
     folder.mkdir(exist_ok=True)
     (folder / "run.pt").write_bytes(bad.content)
-    former = folder / "run.pt.previous"
-    former.unlink(missing_ok=True)
+    previous = folder / "run.pt.previous"
+    previous.unlink(missing_ok=True)
     if earlier is not None:
-        former.write_bytes(earlier)
+        previous.write_bytes(earlier)
     maxl = program.learner()
     before, state = copy.deepcopy(maxl.state_dict()), torch.get_rng_state()
     try:

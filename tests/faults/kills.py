@@ -25,15 +25,15 @@ CONTEXT = multiprocessing.get_context("forkserver")  # each process starts at on
 
 def start_server() -> None:
     """Starts the process that the others are forked from. It finds modules by the environment alone."""
-    former = os.environ.get("PYTHONPATH")
+    inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         CONTEXT.set_forkserver_preload([program.__name__, "torch._dynamo"])  # which the first step imports
         ensure_running()
     finally:
         del os.environ["PYTHONPATH"]
-        if former is not None:
-            os.environ["PYTHONPATH"] = former
+        if inherited is not None:
+            os.environ["PYTHONPATH"] = inherited
 
 
 def killed_or_done(folder: Path, moment: int | None, workers: int) -> None:

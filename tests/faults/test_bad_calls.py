@@ -56,22 +56,22 @@ def test_messages_name_the_argument_the_rule_what_was_found_and_what_to_do():
 
 
 def test_every_public_name_is_called_badly():
-    doors = {call.door.split(".")[0] for call in CALLS}
+    targets = {call.target.split(".")[0] for call in CALLS}
     names = {name for name in maxl_l2l.__all__ if not name.startswith("__")}
-    assert doors == names - RESULTS | {"LightningMAXL", "KMeansLabels"}
+    assert targets == names - RESULTS | {"LightningMAXL", "KMeansLabels"}
 
 
 def test_every_public_method_of_a_learner_is_called_badly():
     methods = {"step", "network_step", "generator_step", "hypergradient", "gradient_cosine", "clone", "adapt", "loss"}
     methods |= {"primary_loss", "meta_loss", "distribute"}
-    assert {f"MAXL.{method}" for method in methods} <= {call.door for call in CALLS}
+    assert {f"MAXL.{method}" for method in methods} <= {call.target for call in CALLS}
 
 
 @pytest.mark.parametrize("function", NEVER_REFUSED, ids=lambda function: function.__qualname__)
 def test_every_argument_is_named_by_some_message(function):
     arguments = set(inspect.signature(function).parameters) - {"self"}
-    door = function.__qualname__.replace("AuxiliaryLabelGenerator", "MAXL")
-    messages = " ".join(call.words for call in CALLS if call.door == door)
+    target = function.__qualname__.replace("AuxiliaryLabelGenerator", "MAXL")
+    messages = " ".join(call.words for call in CALLS if call.target == target)
     assert arguments - set(re.findall(r"`(\w+)", messages)) == NEVER_REFUSED[function]
 
 

@@ -47,12 +47,12 @@ def test_whole_checkpoint_is_not_refused(tmp_path):
 
 
 def test_earlier_checkpoint_that_is_offered_can_be_gone_on_from(tmp_path):
-    path, former = tmp_path / "run.pt", tmp_path / "run.pt.previous"
+    path, previous = tmp_path / "run.pt", tmp_path / "run.pt.previous"
     hostile.start(tmp_path, False, epochs=3)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=re.escape(f"after step 12, is whole: rename {former} to run.pt to go on")):
+    with pytest.raises(ValueError, match=re.escape(f"after step 12, is whole: rename {previous} to run.pt to go on")):
         hostile.start(tmp_path, True, epochs=3)
-    former.rename(path)
+    previous.rename(path)
     assert len(hostile.start(tmp_path, True, epochs=3)) == 3
 
 

@@ -149,5 +149,5 @@ def test_mutant_is_killed_in_a_copy_where_sound_code_passes():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["mutants"], found["killed"], found["survivors"]) == (1, 1, [])
-    assert f"hierarchy.py: {MUTANTS[0].name}  [test_hierarchy.py::test_blocks_are_consecutive" in done.stdout
+    assert f"hierarchy.py: {MUTANTS[0].name}  [labels/test_hierarchy.py::test_blocks_are_consecutive" in done.stdout
     assert path.read_text() == sound

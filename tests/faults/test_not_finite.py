@@ -209,7 +209,7 @@ def test_scaler_goes_on_after_a_step_that_was_undone():
 
 
 def test_adam_whose_second_moment_would_overflow_is_stopped():
-    """Its parameters would stand still from then on, and no loss would tell."""
+    """Its parameters would no longer change, and no loss would show it."""
     maxl, one, two = made()
     maxl.module[0].weight.register_hook(lambda grad: torch.full_like(grad, 1e30))
     refused("network_step", "state of the network's optimizer", "optimizer would become inf", (maxl, one, two))

@@ -1,4 +1,4 @@
-"""Tests that mutants have asked for: each failed for none of the tests before it."""
+"""Tests that were added for mutants which no other test noticed."""
 
 import copy
 
@@ -120,7 +120,7 @@ def test_result_that_was_written_over_is_not_taken_from_the_tape():
     direction = {name: torch.randn_like(parameter) for name, parameter in network.named_parameters()}
     with Tape() as tape:
         network(x)
-    assert tape.kept
+    assert any(call.kept for call in tape.calls)
     rng, buffers = RandomState([]), buffer_copies(network)
     outputs, tangent = output_tangent(network, x, direction, buffers, rng)
     found, its_tangent = output_tangent(network, x, direction, buffers, rng, tape)

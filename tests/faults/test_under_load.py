@@ -69,7 +69,7 @@ def loses_its_file():
     raise FileNotFoundError("sample 20 is gone")
 
 
-def test_data_that_fail_are_told_of_with_the_place_and_the_run_goes_on_from_before(tmp_path):
+def test_data_that_fail_are_reported_with_the_place_and_the_run_continues_from_before(tmp_path):
     path = tmp_path / "run.pt"
     with pytest.raises(FileNotFoundError, match="sample 20 is gone") as caught:
         start(DataLoader(Fails(loses_its_file), 8), path)
@@ -103,7 +103,7 @@ def dies():
     os._exit(7)
 
 
-def test_worker_that_dies_is_told_of_and_the_run_goes_on_from_before(tmp_path):
+def test_worker_that_dies_is_reported_and_the_run_continues_from_before(tmp_path):
     path = tmp_path / "run.pt"
     loader = DataLoader(Fails(dies, epoch=0), 8, num_workers=1)
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*exited unexpectedly") as caught:
@@ -114,7 +114,7 @@ def test_worker_that_dies_is_told_of_and_the_run_goes_on_from_before(tmp_path):
     assert program.same(start(DataLoader(data(), 8), path, resume=True), start(DataLoader(data(), 8)))
 
 
-def test_worker_that_is_found_dead_while_its_run_is_being_saved_is_told_of_too(tmp_path):
+def test_worker_that_is_found_dead_while_its_run_is_being_saved_is_reported_too(tmp_path):
     """As when a batch can't be read because its worker is about to end: torch's handler of SIGCHLD raises later."""
 
     def dead(number, frame):
@@ -175,7 +175,7 @@ maxl_l2l.checkpoints.atomic_files._Disk.write = write
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/1"), reason="a folder in which not even root can write")
-def test_folder_that_is_read_only_is_told_of_before_training():
+def test_folder_that_is_read_only_is_reported_before_training():
     message = r"`checkpoint` must be a file that can be written, found that /proc/1/run\.pt can't: "
     maxl = program.learner()
     before = copy.deepcopy(maxl.state_dict())
@@ -236,7 +236,7 @@ def test_first_run_being_killed_lets_the_second_one_begin_and_its_parts_are_remo
     assert sorted(file.name for file in tmp_path.iterdir()) == [".run.pt.lock", "run.pt", "run.pt.previous"]
 
 
-def test_file_system_without_links_keeps_the_former_checkpoint_too(tmp_path, monkeypatch):
+def test_file_system_without_links_keeps_the_previous_checkpoint_too(tmp_path, monkeypatch):
     def link(*_):
         raise OSError("no links here")
 
@@ -277,7 +277,7 @@ MEMORY = """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory")
-def test_memory_that_is_not_enough_in_a_hypergradient_is_told_of_with_advice(tmp_path):
+def test_memory_that_is_not_enough_in_a_hypergradient_is_reported_with_advice(tmp_path):
     path = tmp_path / "run.pt"
     source = textwrap.dedent(MEMORY).format(tests=str(TESTS), path=str(path), call=22)
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
@@ -449,7 +449,7 @@ def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
     assert program.same(numpys(checkpoint=tmp_path / "run.pt", resume=True), whole)
 
 
-def test_state_that_could_not_be_loaded_again_is_told_of_before_training(tmp_path):
+def test_state_that_could_not_be_loaded_again_is_reported_before_training(tmp_path):
     class Places:
         def __init__(self):
             self.path = tmp_path

@@ -52,7 +52,7 @@ def optimizers(maxl):
 
 
 def trained(prepare, model=cnn, **options):
-    """All that three steps and their relatives leave behind."""
+    """All that three steps of both networks, and steps of one, change."""
     torch.manual_seed(0)
     maxl = MAXL(prepare(model()), PSI, **options)
     return run(maxl)
@@ -157,7 +157,7 @@ def test_head_that_is_a_sequence_is_compiled_too():
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
-def test_inductor_is_told_to_draw_the_random_numbers_of_plain_passes():
+def test_inductor_is_set_to_draw_the_random_numbers_of_plain_passes():
     assert compile_options() == {"options": {"fallback_random": True}}
     assert compile_options(backend="aot_eager") == {"backend": "aot_eager"}
     found = compile_options(mode="reduce-overhead", options={"max_autotune": True}, dynamic=False)

@@ -1,4 +1,4 @@
-"""Finite differences: how near they are, what they say of it, and the distance that they look for."""
+"""Finite differences: how exact they are, the error that they estimate, and the distance that they search for."""
 
 import pytest
 import torch

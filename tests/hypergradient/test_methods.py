@@ -1,4 +1,4 @@
-"""The hypergradient: two roads to the same value, central differences of a real update, and the invariants."""
+"""The hypergradient: two methods with the same value, central differences of a real update, and the invariants."""
 
 import copy
 import itertools
@@ -327,7 +327,7 @@ def test_forward_mode_pass_starts_from_the_buffers_of_the_inner_pass():
 
 
 class Scaled(nn.Module):
-    """Divides by what backward holds constant: forward-mode AD of PyTorch takes no notice of no_grad."""
+    """Divides by what is constant for backward; PyTorch's forward mode ignores no_grad."""
 
     def forward(self, x):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Hypergradients of real architectures: the two roads agree on each."""
+"""Hypergradients of real architectures: the two exact methods agree on each."""
 
 import copy
 

@@ -177,7 +177,7 @@ def test_labels_among_the_keywords_do_no_harm():
     maxl.hypergradient({**TEXT, "labels": Y}, Y)
 
 
-def test_transformers_without_named_outputs_is_told_how():
+def test_transformers_without_named_outputs_gets_an_error_that_says_how():
     maxl = MAXL(bert(return_dict=False), PSI)
     # The generator, a copy, runs first.
     message = (

@@ -300,7 +300,7 @@ def test_bad_batch_is_refused_before_any_computation(call, x, y, kind, message):
 
 
 class Returns(nn.Module):
-    """A generator that returns what it is told to."""
+    """A generator that returns given targets."""
 
     def __init__(self, value):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The watch: which labels have collapsed or stay uniform, and when a warning comes."""
+"""Collapse: which labels have collapsed or stay uniform, and when a warning is given."""
 
 import warnings
 
@@ -29,15 +29,15 @@ class TestWatch:
     def test_warns_once_a_streak(self):
         bad, good = {"use": [10, 0]}, {"use": [5, 5]}
         hierarchy = Hierarchy([2])
-        told = []
+        warned = []
         records = []
         for record in (bad, bad, good, bad, bad, bad, bad, good, bad, bad, bad):
             records.append(record)
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 warn_of_collapse(records, hierarchy, 3)
-            told += [len(records)] * len(found)
-        assert told == [6, 11]
+            warned += [len(records)] * len(found)
+        assert warned == [6, 11]
 
     def test_says_which_classes_and_what_to_change(self):
         records = [{"use": [10, 0, 5, 5, 0, 70]}] * 2

@@ -1,4 +1,4 @@
-"""What central differences say of a slope, on functions that have a known one; the rest is in test_model_check."""
+"""Central differences of functions whose slope is known; the rest is in test_check."""
 
 import math
 

@@ -271,9 +271,9 @@ def test_headless_backbone_takes_a_mapping_too():
     assert torch.equal(maxl(x), maxl.network(x)[0])
     assert maxl.generator(x, torch.tensor([0, 1])).shape == (2, K)
     maxl.module.forward = lambda **x: {"pooler_output": x["left"]}
-    for door in (maxl, maxl.network):
+    for called in (maxl, maxl.network):
         with pytest.raises(TypeError, match=r"must return its features, as one tensor, found a dict with 'pooler_outp"):
-            door(x)
+            called(x)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whoever lacks an optional package is told what needs it, and the command that installs it."""
+"""The error for a missing optional package says what needs it, and the command that installs it."""
 
 import re
 import subprocess

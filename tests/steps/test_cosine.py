@@ -71,7 +71,7 @@ class Branching(nn.Module):
 
 
 def cosine_by(rank):
-    """The cosine of a rank with two or four samples, of which the latter alone use all of the model."""
+    """The cosine of a rank with two or four samples; only with four it uses all of the model."""
     torch.manual_seed(0)
     maxl = MAXL(Branching(), PSI)
     maxl.distribute()

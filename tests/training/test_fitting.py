@@ -500,14 +500,14 @@ def test_non_finite_error_comes_out_of_another_process():
     assert (found.term, str(found), found.history) == ("meta loss", "the meta loss is nan", error.history)
 
 
-def test_model_that_ends_in_a_softmax_is_told_of_once():
+def test_model_that_ends_in_a_softmax_is_reported_once():
     maxl = MAXL(nn.Sequential(nn.Linear(4, 2), nn.Softmax(dim=1)), PSI, head="0")
     with pytest.warns(RuntimeWarning, match="`model` must return logits, found rows that are non-negative") as found:
         fit(maxl, loader(), 2, progress=False)
     assert [one.filename for one in found] == [__file__]
 
 
-def test_checkpoint_that_can_t_be_written_is_told_of_before_training(tmp_path):
+def test_checkpoint_that_can_t_be_written_is_reported_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     maxl = learner()
     before = copy.deepcopy(maxl.state_dict())
@@ -516,7 +516,7 @@ def test_checkpoint_that_can_t_be_written_is_told_of_before_training(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in maxl.state_dict().items())
 
 
-def test_batch_without_labels_is_told_of():
+def test_batch_without_labels_is_reported():
     with pytest.raises(TypeError, match=r"must yield batches \(x, y\) or \(x, y, label\), found a list of 1\."):
         fit(learner(), DataLoader(TensorDataset(data().tensors[0]), batch_size=10), 1, progress=False)
 
@@ -551,7 +551,7 @@ def test_optimizers_and_seed_are_checked_before_training(options, message):
     assert message in str(raised.value)
 
 
-def test_swapped_optimizers_are_told_of():
+def test_swapped_optimizers_are_reported():
     maxl = learner()
     pair = optimizers(maxl)
     with pytest.raises(ValueError, match="holds those of the other network: perhaps two optimizers are swapped"):

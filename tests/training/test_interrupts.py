@@ -24,10 +24,10 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def _usual_handlers():
     """A program that was started in the background of a shell ignores SIGINT, and so would those that it starts."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, former[0])
-    signal.signal(signal.SIGTERM, former[1])
+    signal.signal(signal.SIGINT, previous[0])
+    signal.signal(signal.SIGTERM, previous[1])
 
 
 class Signals(TensorDataset):
@@ -112,21 +112,21 @@ def test_signal_without_a_checkpoint_says_that_nothing_is_saved(capsys):
 
 def test_program_s_own_handler_gets_the_signal_after_the_run_has_saved(tmp_path):
     path, seen = tmp_path / "run.pt", []
-    former = signal.signal(signal.SIGTERM, lambda number, frame: seen.append((number, steps(path))))
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append((number, steps(path))))
     try:
         records, *_ = start(Signals(signal.SIGTERM), checkpoint=path)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, previous)
     assert seen == [(signal.SIGTERM, 3)]
     assert records == []
 
 
 def test_signal_that_the_program_ignores_stays_ignored(tmp_path):
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         records, *_ = start(Signals(signal.SIGINT), checkpoint=tmp_path / "run.pt")
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
     assert len(records) == 2
 
 

@@ -1,4 +1,4 @@
-"""Runs that last: resumed at any step they end as if nothing had stopped them; time limits, settings, full disks."""
+"""Runs that last: resumed at any step, they end as uninterrupted ones do; time limits, settings, full disks."""
 
 import copy
 import errno
@@ -124,7 +124,7 @@ WITH_GENERATORS = {  # torch's, Python's, NumPy's, and a dataset's own
 
 @pytest.fixture
 def minutes(monkeypatch):
-    """A clock that goes on by a minute with each batch, and otherwise stands still."""
+    """A clock that advances by a minute with each batch, and not otherwise."""
     elapsed, mark = [0.0], Pairs.mark
 
     def ticking(pairs):
@@ -494,19 +494,19 @@ def test_learning_rate_that_a_scheduler_has_moved_is_no_difference(tmp_path):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Lets files be written as long as there is room; what is called without it fills the disk."""
-    make, room = tempfile.mkstemp, [0]
+    """Lets a number of files be written, which a test sets; then the disk is full."""
+    make, left = tempfile.mkstemp, [0]
 
     def mkstemp(*args, **kwargs):
         handle, name = make(*args, **kwargs)
-        room[0] -= 1
-        if room[0] < 0:
+        left[0] -= 1
+        if left[0] < 0:
             os.close(handle)
             handle = os.open("/dev/full", os.O_WRONLY)
         return handle, name
 
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
-    return room
+    return left
 
 
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
