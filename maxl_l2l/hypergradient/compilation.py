@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ..passes import placed, take_over
 from .bilevel import Pass, plain_pass
-from .tape import Tape
+from .tape import Call, Tape
 
 
 class CompiledPass:
@@ -49,13 +49,12 @@ class CompiledPass:
             result, calls, moved = self.compiled(state, args, tape is not None)
         take_over(buffers, places, {place: moved[f"module.{place}"] for place in places})
         if tape is not None:
-            for call in calls:
-                tape.keep(*call)
+            tape.calls += [call._replace(version=call.kept[0]._version) if call.kept else call for call in calls]
         return result
 
     def _call(
         self, state: dict[str, Tensor], args: tuple[Any, ...], keep: bool
-    ) -> tuple[Any, list[tuple[str, list[int], Tensor, Tensor]], dict[str, Tensor]]:
+    ) -> tuple[Any, list[Call], dict[str, Tensor]]:
         tape = Tape(traced=True)
         with tape if keep else contextlib.nullcontext():
             result = functional_call(self.caller, state, args, tie_weights=False)

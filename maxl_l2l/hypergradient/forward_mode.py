@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import UnsupportedOperatorError
 from ..passes import RandomState, clones, norm, virtual_pass
-from .tape import BILINEAR, OPENED, BatchNormCall, Tape, in_transform, is_worth_keeping
+from .tape import BILINEAR, OPENED, BatchNormCall, Tape, in_transform, product_arguments
 
 
 def output_tangent(
@@ -83,26 +83,38 @@ class _Duals(TorchFunctionMode):
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        is_plain = torch.is_grad_enabled() and not in_transform()
+        if func in OPENED and is_plain:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        # Of each call that the tape has recorded, on whichever path: the next one is for the next call.
+        kept = self._taken(func, *args, **kwargs) if func in BILINEAR or func is F.batch_norm else None
         if not torch.is_grad_enabled():
             # PyTorch's forward mode ignores no_grad: what is constant for a backward pass must be constant here too.
             args, kwargs = tree_map_only(Tensor, _value, (args, kwargs))
             return func(*args, **kwargs)
         # A network may differentiate something itself, which needs the graph of PyTorch's own rules.
-        if in_transform() or any(isinstance(one, Tensor) and one.requires_grad for one in args):
+        if not is_plain or any(isinstance(one, Tensor) and one.requires_grad for one in args):
             return func(*args, **kwargs)
-        if func in OPENED:
-            with self:
-                return OPENED[func](*args, **kwargs)
         if func in BILINEAR:
-            return self._bilinear(func, *args, **kwargs)
+            return self._bilinear(kept, func, *args, **kwargs)
         if func is F.batch_norm and (call := BatchNormCall(*args, **kwargs)).is_plain():
-            return self._batch_norm(call)
+            return self._batch_norm(kept, call)
         if func in OWN_RULES:
             return OWN_RULES[func](*args, **kwargs)
         return func(*args, **kwargs)
 
+    def _taken(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...] | None:
+        """What the tape has of a call."""
+        if func is F.batch_norm:
+            call = BatchNormCall(*args, **kwargs)
+            return self.tape.take("batch_norm", call.input.shape, call.weight)
+        input, weight = product_arguments(*args, **kwargs)
+        return self.tape.take(func.__name__, input.shape, weight)
+
+    @staticmethod
     def _bilinear(
-        self,
+        kept: tuple[Tensor, ...] | None,
         func: Callable[..., Tensor],
         input: Tensor,
         weight: Tensor,
@@ -114,7 +126,6 @@ class _Duals(TorchFunctionMode):
         (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
         if dx is None and dw is None and db is None:
             return func(x, w, b, *args, **kwargs)
-        kept = is_worth_keeping(func, w) and self.tape.take(func.__name__, x.shape, w)
         value = kept[0] if kept else func(x, w, b, *args, **kwargs)
         if dw is None and db is not None:
             dw = torch.zeros_like(w)
@@ -127,15 +138,15 @@ class _Duals(TorchFunctionMode):
         assert tangent is not None
         return _dual(value, tangent)
 
-    def _batch_norm(self, call: BatchNormCall) -> Tensor:
+    @staticmethod
+    def _batch_norm(kept: tuple[Tensor, ...] | None, call: BatchNormCall) -> Tensor:
         """Batch normalisation by fused kernels: its Jacobian is symmetric, so the backward kernel does forward mode."""
         (x, dx), (w, dw), (b, db) = _parts(call.input), _parts(call.weight), _parts(call.bias)
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        taken = None if w is None else self.tape.take("batch_norm", x.shape, w)
-        if taken is None:
+        if kept is None:
             value, mean, rstd = call._replace(input=x, weight=w, bias=b).native()
         else:
-            mean, rstd = taken
+            mean, rstd = kept
             scale = rstd if w is None else w * rstd
             offset = -mean * scale if b is None else b - mean * scale
             value = torch.addcmul(offset.view(shape), x, scale.view(shape))

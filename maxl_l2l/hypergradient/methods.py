@@ -44,8 +44,10 @@ def _forward(run: Computation) -> Derivatives:
         if experience.compared < 2:  # without a tape, and the first time with one
             experience.compared += 1
             experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs, run.norm)
-            if not experience.repeats and one.tape is not None:
-                _, tangent = output_tangent(network, *where)
+        if one.tape is not None and not one.tape.is_used_up:  # the network makes other calls in this pass
+            experience.repeats = False
+        if one.tape is not None and not experience.repeats:
+            _, tangent = output_tangent(network, *where)
         return None if tangent is None else one.label_grad(tangent)
 
     return run.derivatives(grads, map(label_grad, run.passes), meta_loss)

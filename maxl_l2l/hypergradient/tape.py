@@ -22,18 +22,12 @@ BILINEAR = {
 MIN_PRODUCTS = 1024
 MIN_PRODUCTS_OF_LINEAR = 128
 """Fewest products for each entry of a result that is kept: early convolutions have large results at little cost."""
-Key = tuple[Any, ...]
 
 
 def is_worth_keeping(func: Callable[..., Any], weight: Tensor) -> bool:
     """Whether a product is expensive enough for its result to be kept."""
     least = MIN_PRODUCTS_OF_LINEAR if func is F.linear else MIN_PRODUCTS
     return func in BILINEAR and weight.dim() > 1 and weight[0].numel() >= least
-
-
-def _key(name: str, shape: Iterable[int], weight: Tensor) -> Key:
-    """Identifies a product: function, shape of the input, place of the weight in memory."""
-    return (name, tuple(shape), weight.data_ptr(), tuple(weight.shape))
 
 
 def in_transform() -> bool:
@@ -77,65 +71,103 @@ class BatchNormCall(NamedTuple):
         )
 
 
+class Call(NamedTuple):
+    """A product or a batch normalisation in a pass, and what was kept of it.
+
+    Attributes:
+        name: The function.
+        shape: Of the input.
+        weight: A parameter; None for any other tensor, and for none.
+        kept: Tensors of the call, without a graph; none if it was not worth it.
+        version: Of the first of them.
+    """
+
+    name: str
+    shape: list[int]
+    weight: Tensor | None
+    kept: tuple[Tensor, ...] = ()
+    version: int = 0
+
+    def is_of(self, name: str, shape: Iterable[int], weight: Tensor | None) -> bool:
+        """Whether this is a call of such a function with such arguments, as far as can be told."""
+        if (self.name, self.shape) != (name, list(shape)):
+            return False
+        return self.weight is None or (weight is not None and self.weight.data_ptr() == weight.data_ptr())
+
+
 class Tape(TorchFunctionMode):
     """Keeps results of a pass that a forward-mode pass would compute again: those of expensive convolutions and linear
     layers, and on the CPU the statistics of BatchNorm.
 
     For a VGG it saves a quarter of the forward-mode pass, in a fifth of the memory that is kept for backward.
+    All calls are recorded in their order, also those of which nothing is kept, so that each result goes to the very
+    call that it is of. After the first call that is another one, nothing is given any more.
 
     Args:
         traced: Whether it records inside code that torch.compile traces. There no version counter shows whether a
-            result was overwritten: copies are kept in :attr:`calls`, for the :meth:`keep` of a tape outside.
+            result was overwritten, so copies are kept.
 
     Attributes:
-        calls: The function, the shape of the input, the weight and the result of each call.
+        calls: What was recorded and not asked for yet, in order.
+        differs: Whether that pass has made another call than this one.
     """
 
     def __init__(self, traced: bool = False) -> None:
         super().__init__()
         self.traced = traced
-        self.calls: list[tuple[str, list[int], Tensor, Tensor]] = []
-        self.kept: dict[Key, list[tuple[tuple[Tensor, ...], int]]] = {}
+        self.calls: list[Call] = []
+        self.differs = False
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # The forward-mode pass does not ask for what runs without gradients or in a transform.
-        if not torch.is_grad_enabled() or (not self.traced and in_transform()):
-            return func(*args, **kwargs)
-        if func in OPENED:
+        # What runs without gradients or in a transform is constant, or differentiated by the network itself.
+        is_plain = torch.is_grad_enabled() and (self.traced or not in_transform())
+        if func in OPENED and is_plain:
             with self:
                 return OPENED[func](*args, **kwargs)
-        call = BatchNormCall(*args, **kwargs) if func is F.batch_norm and not self.traced else None
-        # On the CPU F.batch_norm uses this kernel, which also returns its statistics.
-        if call and call.is_plain() and call.input.device.type == "cpu" and isinstance(call.weight, nn.Parameter):
-            result, mean, rstd = call.native()
-            self.keep("batch_norm", result.shape, call.weight, mean, rstd)
-            return result
+        if func is F.batch_norm:
+            return self._batch_norm(BatchNormCall(*args, **kwargs), is_plain)
         result = func(*args, **kwargs)
-        weight = _weight(*args, **kwargs) if func in BILINEAR else None
-        # Only for parameters, whose place in memory stays the same.
-        if isinstance(weight, nn.Parameter) and is_worth_keeping(func, weight):
-            if self.traced:
-                self.calls.append((func.__name__, list(args[0].shape), weight, result.clone()))
-            else:
-                self.keep(func.__name__, args[0].shape, weight, result)
+        if func in BILINEAR:
+            input, weight = product_arguments(*args, **kwargs)
+            # Only parameters can be told apart by their place in memory, which stays the same.
+            parameter = weight if is_plain and isinstance(weight, nn.Parameter) else None
+            is_kept = parameter is not None and is_worth_keeping(func, weight)
+            self._record(func.__name__, input, parameter, (result,) if is_kept else ())
         return result
 
-    def keep(self, name: str, shape: Iterable[int], weight: Tensor, *tensors: Tensor) -> None:
-        """Keeps tensors of a call, with the version of the first."""
-        entry = tuple(tensor.detach() for tensor in tensors), tensors[0]._version
-        self.kept.setdefault(_key(name, shape, weight), []).append(entry)
+    def _batch_norm(self, call: BatchNormCall, is_plain: bool) -> Tensor:
+        parameter = call.weight if is_plain and isinstance(call.weight, nn.Parameter) else None
+        # On the CPU F.batch_norm uses this kernel, which also returns its statistics.
+        if parameter is None or self.traced or call.input.device.type != "cpu" or not call.is_plain():
+            statistics: list[Tensor] = []
+            result = F.batch_norm(*call)
+        else:
+            result, *statistics = call.native()
+        self._record("batch_norm", call.input, parameter, tuple(statistics))
+        return result
 
-    def take(self, name: str, shape: Iterable[int], weight: Tensor) -> tuple[Tensor, ...] | None:
-        """Removes and returns what was kept of the next such call; None if nothing was, or it was overwritten."""
-        key = _key(name, shape, weight)
-        if not self.kept.get(key):
+    def _record(self, name: str, input: Tensor, parameter: Tensor | None, kept: tuple[Tensor, ...]) -> None:
+        tensors = tuple(one.detach().clone() if self.traced else one.detach() for one in kept)
+        version = 0 if self.traced or not kept else kept[0]._version
+        self.calls.append(Call(name, list(input.shape), parameter, tensors, version))
+
+    def take(self, name: str, shape: Iterable[int], weight: Tensor | None) -> tuple[Tensor, ...] | None:
+        """Removes the next call and returns what was kept of it; None if nothing, or it was overwritten or differs."""
+        if self.differs or not self.calls or not self.calls[0].is_of(name, shape, weight):
+            self.differs = True
             return None
-        tensors, version = self.kept[key].pop(0)
-        return tensors if tensors[0]._version == version else None
+        call = self.calls.pop(0)
+        return call.kept if call.kept and call.kept[0]._version == call.version else None
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the other pass has made all of the calls of this one, and no others."""
+        return not self.differs and not self.calls
 
 
-def _weight(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return weight
+def product_arguments(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Returns the input and the weight of a call of one of :data:`BILINEAR`."""
+    return input, weight

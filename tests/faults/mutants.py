@@ -491,6 +491,18 @@ MUTANTS = [
             "return call.kept or None",
             "faults/test_survivors.py",
         ),
+        (
+            "the tape gives a call the result of another one",
+            " or not self.calls[0].is_of(name, shape, weight)",
+            "",
+            "hypergradient/test_tape.py",
+        ),
+        (
+            "the tape has no record of calls of which it keeps nothing",
+            "            self._record(func.__name__, input, parameter, (result,) if is_kept else ())\n",
+            "            if is_kept:\n                self._record(func.__name__, input, parameter, (result,))\n",
+            "hypergradient/test_tape.py",
+        ),
     ),
     *_mutants(
         "hypergradient/batch_passes.py",
