@@ -37,25 +37,26 @@ def report(
 ) -> Path:
     """Writes one HTML page that answers: did it help, what are the invented classes, is anything collapsing?
 
-    The page holds its figures, so that it can be sent as it is; they also lie beside it as PNG. What can't be drawn is
-    left out, and the page says why. It needs the extra ``report``: matplotlib, jinja2 and, for t-SNE, scikit-learn.
+    The page contains its figures, so that it can be sent as one file; they are also saved beside it as PNG. A figure
+    that can't be drawn is left out, and the page says why. It needs the extra ``report``: matplotlib, jinja2 and, for
+    t-SNE, scikit-learn.
 
     Args:
         folder: Where to write ``index.html`` and ``figures/*.png``; made if missing.
-        histories: What :func:`fit` returned: a history; several, which are told apart by their label source and
-            settings; or a mapping from titles to one or several. Runs with a test_loader tell whether labels helped,
-            those of SingleTask() by how much, those of EntropyLabels() what the meta gradient had to do with it,
-            several seeds with what error, and ``metrics=True`` what the labels were like.
-        maxl: The trained learner whose labels and features are looked at, in evaluation mode. It is left as it was, and
-            so are random states.
-        loader: Batches ``(x, y)`` for it, or ``(x, y, human label)``, integers that are negative where unknown.
-        class_names: What the C primary classes are called.
-        human_names: What the human classes are called, by number.
-        to_images: From a batch's x to images ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, in 0 .. 1. If None: x itself if it
-            has that shape, scaled from its lowest to its highest values, but for half a percent of them at either end.
+        histories: What :func:`fit` returned: a history; several, which are grouped by label source and settings; or a
+            mapping from titles to one or several. Whether labels helped needs runs with a test_loader, and by how much
+            runs of SingleTask() too. Runs of EntropyLabels() show what the meta gradient adds, several seeds give
+            standard errors, and ``metrics=True`` records what the labels are like.
+        maxl: The trained learner whose labels and features are shown. It runs in evaluation mode, and it and all random
+            states are left as they were.
+        loader: Batches ``(x, y)`` for the learner, or ``(x, y, human label)`` with integer labels, negative if unknown.
+        class_names: The names of the C primary classes.
+        human_names: The names of the human classes, by number.
+        to_images: Turns a batch's x into images ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, in 0 .. 1. If None, x itself is
+            shown if it has that shape, its values scaled to that range after 0.5 % at either end are clipped.
         title: The heading of the page.
-        max_samples: How many samples to look at; drawn from all of the data if the loader's dataset has an index.
-        seed: Of that draw, and of t-SNE.
+        max_samples: The most samples to look at; drawn from all of the data if the loader's dataset has an index.
+        seed: The seed of that draw, and of t-SNE.
 
     Returns:
         The path of ``index.html``.
@@ -115,9 +116,9 @@ def _check(maxl: Any, loader: Any, groups: list[Group], are_given: bool) -> None
         check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Pass the trained learner.")
     check_loader(loader, "loader", required=False)
     if (maxl is None) != (loader is None):
-        missing, given = ("maxl", "loader") if maxl is None else ("loader", "maxl")
+        absent, given = ("maxl", "loader") if maxl is None else ("loader", "maxl")
         raise ValueError(
-            f"`{missing}` must come with `{given}`, found None. "
+            f"`{absent}` must come with `{given}`, found None. "
             "Pass the trained learner and data for it, or neither for a report on histories alone."
         )
     if not groups and maxl is None:

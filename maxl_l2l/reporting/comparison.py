@@ -1,4 +1,4 @@
-"""Comparison: what label sources reach and what they gain, over seeds, from the histories of their runs."""
+"""Comparison: the results of label sources over several seeds, and their gains, from the histories of runs."""
 
 import json
 import math
@@ -22,7 +22,7 @@ TITLES = {
 }
 """Titles of label sources."""
 NO_SETTINGS = ("source", "seed", "torch")
-"""Settings in which runs may differ that are compared with one another."""
+"""Settings that may differ between runs that are compared."""
 QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
@@ -37,7 +37,7 @@ class Estimate:
     """A mean over runs.
 
     Attributes:
-        values: One a run, never none.
+        values: One for each run, of which there is at least one.
         pairing: For a difference, how runs were paired.
     """
 
@@ -70,13 +70,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measure:
-    """What runs are compared by.
+    """A quantity by which runs are compared.
 
     Attributes:
         key: Its name in a history's records.
-        name: What to call it.
-        unit: Of a value, and of a difference.
-        scale: From the records' unit to this one.
+        name: Its name in the report.
+        unit: The unit of a value, and that of a difference.
+        scale: The factor from the records' unit to this one.
         sign: 1 if more is better, -1 if less is.
         is_of_test: Whether it is measured on data that are not trained on.
     """
@@ -116,7 +116,7 @@ MEASURES = (
     Measure("accuracy", "accuracy in training", PERCENT, 100, 1, False),
     Measure("primary_loss", "primary loss in training", ("", ""), 1, -1, False),
 )
-"""What runs can be compared by, the most telling first."""
+"""All measures, the most telling first."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class Group:
     """The runs of one label source with the same settings.
 
     Attributes:
-        title: What to call it.
-        runs: Histories of one epoch at least, one a seed, of the same settings otherwise.
+        title: Its name in the report.
+        runs: Histories with at least one epoch, one for each seed.
     """
 
     title: str
@@ -138,11 +138,11 @@ class Group:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those of its first run."""
+        """The settings of its first run."""
         return self.runs[0].settings
 
     def curves(self, key: str) -> Any:
-        """Returns what was recorded over the epochs, ``[runs, epochs]``, NaN where nothing finite was."""
+        """Returns a quantity over the epochs, ``[runs, epochs]``, NaN where no finite value was recorded."""
         found = np.full((len(self.runs), max(map(len, self.runs))), np.nan)
         for row, run in zip(found, self.runs):
             values = [record.get(key) for record in run.epochs]
@@ -154,18 +154,18 @@ class Group:
         return [run.epochs[-1].get(key) for run in self.runs]
 
     def estimate(self, key: str) -> Estimate | None:
-        """Returns the mean of the runs' last epochs; None if nothing finite was recorded."""
+        """Returns the mean of a quantity over the runs' last epochs; None if no finite value was recorded."""
         values = tuple(float(value) for value in self.last(key) if _is_finite(value))
         return Estimate(values) if values else None
 
     def diverged(self, key: str) -> int:
-        """Returns in how many runs a quantity was recorded in the last epoch, but was not finite."""
+        """Returns the number of runs that have recorded a quantity in the last epoch that is not finite."""
         return sum(isinstance(value, Real) and not _is_finite(value) for value in self.last(key))
 
     def gain(self, other: "Group | None", key: str) -> Estimate | None:
-        """Returns by how much this exceeds another group in the last epoch, a difference for each of :func:`pairs`.
+        """Returns how much higher a quantity is than in another group in the last epoch, for each of :func:`pairs`.
 
-        What is within rounding counts as 0. None if there is no other group, or no pair with finite values.
+        Differences within rounding count as 0. None if there is no other group, or no pair with finite values.
         """
         if other is None:
             return None
@@ -196,7 +196,7 @@ def pairs(group: Group, other: Group) -> tuple[list[tuple[History, History]], st
 
 
 def partner(group: Group, others: Sequence[Group]) -> Group | None:
-    """Returns the group, of several of one source, that has a group's values of the settings in which they differ."""
+    """Returns the first of several groups of a source that agrees with a group in the settings in which they differ."""
     names = [name for name in differing([run for one in others for run in one.runs]) if name in group.settings]
     own = [text_of(group.settings[name]) for name in names]
     return next((one for one in others if [text_of(one.settings.get(name)) for name in names] == own), None)
@@ -223,8 +223,8 @@ def grouped(histories: Any) -> list[Group]:
     """Sorts histories by label source and settings; those without an epoch are left out.
 
     Args:
-        histories: A history, several, which are told apart by their ``settings["source"]`` and the settings in which
-            runs of one source differ, seeds apart, or a mapping from titles to one or several.
+        histories: A history; several, which are grouped by ``settings["source"]`` and the settings in which runs of one
+            source differ, except seeds; or a mapping from titles to one or several.
 
     Raises:
         TypeError: It is something else.
@@ -256,7 +256,7 @@ def measure_of(groups: Iterable[Group]) -> Measure | None:
 
 
 def _by_settings(title: str, runs: list[History]) -> dict[str, list[History]]:
-    """Runs of one source by what they differ in, which the titles say."""
+    """Groups the runs of one source by the settings in which they differ; the titles name these."""
     names, found = differing(runs), dict[str, list[History]]()
     for run in runs:
         parts = [f"{name} {text_of(run.settings[name])}" if name in run.settings else f"no {name}" for name in names]
@@ -265,7 +265,7 @@ def _by_settings(title: str, runs: list[History]) -> dict[str, list[History]]:
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:
-    """Whether something is a finite number; other things that were recorded are passed over."""
+    """Whether something that was recorded is a finite number."""
     return isinstance(value, Real) and math.isfinite(value)
 
 

@@ -20,9 +20,8 @@ def learning_curves(groups: Sequence[Group], measure: Measure, singles: Sequence
 
     Args:
         groups: The runs; those that lack the measure are not drawn.
-        measure: What to draw.
+        measure: The quantity to draw.
         singles: The single-task runs: the gains of each group are over its :func:`partner` among them.
-        title: The figure's.
     """
     shown = [one for one in _looks(groups) if one[0].estimate(measure.key)]
     figure = new_figure(11, max(4.2, 2.4 + 0.5 * len(shown)), title)
@@ -41,7 +40,7 @@ def learning_curves(groups: Sequence[Group], measure: Measure, singles: Sequence
 
 
 def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, int, str]]:
-    """Groups with the number of their look, the same in all figures (MAXL's is 0, single tasks' 6, black), and name."""
+    """Groups with the number of their look, in all figures 0 for MAXL and 6 (black) for single tasks, and a name."""
     named = {"GeneratedLabels": 0, "SingleTask": 6}
     free = itertools.chain(range(1, 6), itertools.count(7))
     for place, group in enumerate(groups):
@@ -56,7 +55,7 @@ def _legend(figure: Any) -> None:
 
 
 def _line(axes: Any, values: Any, number: int, name: str) -> None:
-    """A mean over runs ``[runs, epochs]`` and its standard error, where there are several."""
+    """Draws the mean over runs of values ``[runs, epochs]``, and its standard error where there are several."""
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
     mean = np.where(counts, np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
@@ -86,7 +85,7 @@ def _start_late(axes: Any, curves: list[Any]) -> None:
 
 
 def _ends(axes: Any, groups: Sequence[tuple[Group, int, str]], measure: Measure, singles: Sequence[Group]) -> None:
-    """What each label source reaches, in its label, and gains: a dot for each run, and the mean."""
+    """Draws the gain of each label source, a dot for each run and the mean; its label says what it reaches."""
     labels = []
     for height, (group, number, name) in enumerate(reversed(groups)):
         reached, single = group.estimate(measure.key), partner(group, singles)
@@ -101,7 +100,7 @@ def _ends(axes: Any, groups: Sequence[tuple[Group, int, str]], measure: Measure,
         error = None if shown.error is None or group is single else measure.scale * shown.error
         axes.errorbar(values.mean(), height, xerr=error, fmt=marker, color=color, ms=7, capsize=4, lw=2)
         if group is not single:
-            heights = height + 0.12 * np.sin(np.arange(len(values)) * 2.4)  # apart where they would hide one another
+            heights = height + 0.12 * np.sin(np.arange(len(values)) * 2.4)  # apart, not to hide one another
             axes.scatter(values, heights, s=14, color=GRAY, alpha=0.55, lw=0)
             text = measure.text(shown, signed=bool(singles))
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
@@ -128,9 +127,9 @@ class Panel:
 
     Attributes:
         key: Its name in a history's records.
-        title: What it is.
+        title: Its name in the report.
         unit: Its unit, the label of the axis.
-        low: Where the axis begins; left to the data if None.
+        low: The lower end of the axis; None leaves it to the data.
         is_log: Whether the axis is logarithmic.
     """
 
@@ -160,13 +159,12 @@ def recorded(groups: Sequence[Group]) -> list[Panel]:
 
 
 def label_curves(groups: Sequence[Group], panels: Sequence[Panel], hierarchy: Hierarchy | None, title: str) -> Any:
-    """Draws what runs have recorded of their labels, a panel a quantity.
+    """Draws what runs have recorded of their labels, a panel for each quantity.
 
     Args:
         groups: The runs; a colour each, the same as in :func:`learning_curves` if these are the same.
-        panels: What to draw.
+        panels: The quantities to draw.
         hierarchy: For the values that uniform labels would have; None if it is not known.
-        title: The figure's.
     """
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)

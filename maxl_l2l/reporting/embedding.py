@@ -1,4 +1,4 @@
-"""The embedding: shared features in two dimensions by t-SNE, coloured by what samples belong to."""
+"""The embedding: shared features in two dimensions by t-SNE, coloured by the classes of samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ except ImportError:
 
 HAS_SKLEARN = TSNE is not None
 FEWEST = 10
-"""Samples below which there is nothing to see."""
+"""Samples that an embedding needs at least."""
 WIDE = 50
-"""Components that are left of wider features, for speed, as t-SNE's authors do."""
+"""Principal components that stand for features with more dimensions, for speed, as t-SNE's authors do it."""
 
 
 @dataclass(frozen=True)
 class Coloring:
-    """What samples belong to.
+    """One way to colour samples by their class.
 
     Attributes:
-        title: What kind of thing that is.
-        values: One integer a sample, ``[N]``.
-        names: Of the values to highlight; samples with others are light gray.
+        title: The kind of class.
+        values: The class of each sample, ``[N]``.
+        names: The names of the classes to highlight, by class; samples of others are light gray.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Coloring:
 
 
 def obstacle(features: Any) -> str:
-    """Says why features can't be embedded; empty if they can."""
+    """Returns the reason why features can't be embedded; empty if they can."""
     if not HAS_SKLEARN:
         return "t-SNE needs scikit-learn, which is not installed. Install it with: pip install 'maxl_l2l[report]'"
     if len(features) < FEWEST:
@@ -53,29 +53,23 @@ def obstacle(features: Any) -> str:
 
 def embedded(features: Any, seed: int) -> Any:
     """Returns points ``[N, 2]`` for features ``[N, D]`` without an :func:`obstacle`."""
-    # In one scale, as t-SNE's starting points and its perplexity are.
+    # To the scale that t-SNE's starting points and its perplexity are made for.
     features = (features - features.mean(axis=0)) / features.std()
     if features.shape[1] > WIDE and len(features) > WIDE:
         features = PCA(WIDE, random_state=seed, svd_solver="randomized").fit_transform(features)
     start = "pca" if features.shape[1] > 1 else "random"
     perplexity = min(30.0, (len(features) - 1) / 3)
-    # On one core: its threads wait for one another by spinning, ten times as long as this takes where cores are busy.
+    # In one thread: several wait for one another by spinning, which takes ten times as long where cores are busy.
     with threadpool_limits(1):
         return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(features)
 
 
 def embedding(points: Any, colorings: Sequence[Coloring], title: str) -> Any:
-    """Draws the points once for each way to colour them.
-
-    Args:
-        points: ``[N, 2]``.
-        colorings: What to colour by.
-        title: The figure's.
-    """
+    """Draws points ``[N, 2]`` once for each way to colour them."""
     side, most = 3.8, max(len(coloring.names) + 1 for coloring in colorings)
     width, height = 4.35 * len(colorings), side + 1.25 + 0.175 * ((most + 1) // 2)
     figure = new_figure(width, height, title)
-    # By hand: the automatic layout does not see legends below square axes.
+    # Axes are placed by hand, as the automatic layout leaves no space for legends below square axes.
     figure.set_layout_engine("none")
     for number, coloring in enumerate(colorings):
         left, top = 0.3 + 4.35 * number, height - 0.7

@@ -15,15 +15,15 @@ from .comparison import Group, Measure, measure_of, partner
 from .samples import Samples
 
 WIDTH, TITLE_WIDTH = 22, 30
-"""The most characters that figures have for the name of a class, and for the title of runs."""
+"""The most characters of a class's name, and of a title of runs, in a figure."""
 GIVEN = ("SingleTask", "RandomLabels", "KMeansLabels", "HumanLabels")
 """Sources whose labels are not learned."""
 TIMES = 10
-"""How often human labels are shuffled to see what chance gives."""
+"""How often human labels are shuffled to estimate their agreement by chance."""
 
 
 def short(name: str, width: int, number: int | None = None) -> str:
-    """Returns a name, cut if it is longer than so many characters; then its number, if given, tells it from others.
+    """Returns a name, cut if it is longer than a width; if cut, it begins with its number, if given, to stay distinct.
 
     Example:
         >>> short("large omnivores and herbivores", 16)

@@ -37,10 +37,8 @@ def gallery(
     Args:
         images: ``[N, H, W]`` or ``[N, H, W, 3]``, in 0 .. 1.
         labels: Probabilities, ``[N, K]``.
-        hierarchy: The hierarchy.
         rows: The sub-classes to show, by primary class; one that is not in use has no row of images.
         name: Returns what to write over the block of a primary class.
-        title: The figure's.
     """
     shape = images.shape[1:3]
     columns = min(len(rows), 2)
@@ -48,8 +46,9 @@ def gallery(
     cell = 5.0 / COLUMNS
     sizes = [len(block) for block in used.values()]
     most = [max(sizes[begin : begin + columns]) for begin in range(0, len(sizes), columns)]
-    idle = 0.3 * any(len(used[primary]) < len(block) for primary, block in rows.items())  # for what is not in use
-    heights = [0.52 + idle + size * cell * shape[0] / shape[1] for size in most]
+    has_idle = any(len(used[primary]) < len(block) for primary, block in rows.items())
+    # 0.3 inches for the line that lists the sub-classes that are not in use.
+    heights = [0.52 + 0.3 * has_idle + size * cell * shape[0] / shape[1] for size in most]
     figure = new_figure(max(6.5, 5.6 * columns), 0.5 + sum(heights), title)
     grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes, (primary, block) in zip(grid.flat, used.items()):
@@ -66,7 +65,7 @@ def gallery(
 
 
 def _mosaic(axes: Any, images: Any, labels: Any, block: list[int]) -> list[float]:
-    """Draws all images of a class as one, as axes for each would take seconds; returns the middles of the rows."""
+    """Draws all images of a class as one, since an axes for each takes seconds; returns the middle of each row."""
     height, width = images.shape[1:3]
     gap = max(1, height // 16)
     mosaic = np.ones((len(block) * (height + gap) - gap, COLUMNS * (width + gap) - gap, *images.shape[3:]))

@@ -35,7 +35,7 @@ NUMBERS = {
     "seconds": "Seconds an epoch, with evaluation",
     "steps_per_second": "Steps a second",
 }
-"""Rows of the table of final numbers, beside the measure that runs are compared by: names of quantities by key."""
+"""Rows of the table of final numbers, below the measure that runs are compared by: names by key in the records."""
 FIGURES = {
     "learning-curves": ("Learning curves and gains", learning),
     "labels": ("Labels over the epochs", labels),
@@ -132,7 +132,7 @@ class Section:
         name: Of its file, without ``.png``.
         title: Its heading.
         caption: What to see, and how to read it.
-        alt: What it shows, for those who can't see it.
+        alt: The alternative text, for readers who can't see it.
         png: The image; None if it is left out.
         reason: Why it is left out.
         names: The full names that are cut in it, by their short form.
@@ -165,13 +165,7 @@ def sections(evidence: Evidence) -> list[Section]:
 
 
 def page(title: str, evidence: Evidence, sections: Sequence[Section]) -> str:
-    """Returns a report as HTML.
-
-    Args:
-        title: Its heading.
-        evidence: What it rests on.
-        sections: Its figures.
-    """
+    """Returns a report as HTML, with a heading and all sections."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(TABLE + TEMPLATE).render(
         title=title,

@@ -23,8 +23,8 @@ def chosen_classes(sizes: Sequence[float], confidence: Sequence[float], most: in
 
     Args:
         sizes: Samples of each class; one without any is not chosen.
-        confidence: How sure labels are in each class.
-        most: How many to choose.
+        confidence: The mean probability of the assigned labels of each class.
+        most: The most classes to choose.
 
     Returns:
         The reason for each chosen class, by class; empty reasons if all were chosen.
@@ -46,10 +46,9 @@ def rows_of(hierarchy: Hierarchy, chosen: Iterable[int], use: Any, most: int | N
     """Returns the sub-classes to show of each chosen primary class, in order.
 
     Args:
-        hierarchy: The hierarchy.
         chosen: Primary classes.
         use: How often each sub-class is used, ``[K]``.
-        most: The most of a class, the most used ones; all if None.
+        most: How many of a class to show at most, the most used ones; all if None.
 
     Example:
         >>> rows_of(Hierarchy([2, 3]), [1], [5, 5, 1, 7, 2], most=2)
@@ -60,12 +59,7 @@ def rows_of(hierarchy: Hierarchy, chosen: Iterable[int], use: Any, most: int | N
 
 
 def shares(use: Any, hierarchy: Hierarchy) -> Any:
-    """Returns each sub-class's share of the samples of its primary class, NaN in a class without samples.
-
-    Args:
-        use: Samples by sub-class, ``[..., K]``.
-        hierarchy: The hierarchy.
-    """
+    """Returns each sub-class's share of its primary class, from counts ``[..., K]``; NaN in a class without samples."""
     use = np.asarray(use, dtype=float)
     blocks = [use[..., block.start : block.stop] for block in map(hierarchy.block, range(len(hierarchy)))]
     totals = np.concatenate([np.broadcast_to(one.sum(-1, keepdims=True), one.shape) for one in blocks], axis=-1)
@@ -77,10 +71,8 @@ def use_map(use: Any, hierarchy: Hierarchy, rows: dict[int, list[int]], name: Ca
 
     Args:
         use: Samples by sub-class, ``[epochs, K]``.
-        hierarchy: The hierarchy.
         rows: The sub-classes to show, by primary class.
         name: Returns the name of a primary class.
-        title: The figure's.
     """
     shown = [*chain(*rows.values())]
     values = shares(use, hierarchy)[:, shown].T
@@ -106,11 +98,9 @@ def matrix(
     Args:
         counts: Samples by sub-class and human class, ``[K, G]``.
         columns: The human classes to show.
-        hierarchy: The hierarchy.
         rows: The sub-classes to show, by primary class.
         names: The names of these human classes.
         name: Returns the name of a primary class.
-        title: The figure's.
     """
     shown = counts[[*chain(*rows.values())]]
     sums = shown.sum(axis=1, keepdims=True)
@@ -134,7 +124,7 @@ def matrix(
 
 
 def _bar(image: Any, text: str) -> None:
-    """Draws the bar of an image's colours; its label has as many lines as a low figure needs."""
+    """Draws the bar of an image's colours, with a label in lines that fit the figure's height."""
     bar = image.figure.colorbar(image, ax=image.axes, fraction=0.03, pad=0.015, aspect=30)
     longest = max((len(one.get_text()) for one in image.axes.get_xticklabels()), default=0)
     inches = image.figure.get_figheight() - 1.4 - 0.08 * longest
@@ -145,7 +135,7 @@ def _bar(image: Any, text: str) -> None:
 def _cells(
     figure: Any, values: Any, rows: dict[int, list[int]], hierarchy: Hierarchy, name: Callable[[int], str]
 ) -> Any:
-    """Draws rows of cells as an image, the blocks apart and named; a row without values is gray."""
+    """Draws rows of cells as an image, with lines between the blocks; a row without values is gray."""
     axes = figure.subplots()
     axes.set_facecolor("#eeeeee")
     extent = (0.5, values.shape[1] + 0.5, len(values) - 0.5, -0.5)

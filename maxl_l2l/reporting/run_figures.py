@@ -18,23 +18,18 @@ def learning(evidence: Evidence) -> Drawn | str:
     if measure is None:
         return "no histories with a finite accuracy or loss were given."
     reached = {group.title: one for group in evidence.groups if (one := group.estimate(measure.key))}
-    drawn = [group for group in evidence.groups if group.title in reached]
     missing = [group.title for group in evidence.groups if group.title not in reached]
-    singles = [group for group in evidence.singles if group in drawn]
+    singles = [group for group in evidence.singles if group.title in reached]
     figure = learning_curves(evidence.groups, measure, singles, _learning_title(evidence, measure))
     ends = "; ".join(f"{title} {measure.text(one)}" for title, one in reached.items())
-    caption = [
-        "Left: the mean over seeds, with a band of one standard error. A single run has no band: it shows no spread."
-    ]
-    if not singles:
-        caption.append(
-            "Right: the last epoch. Gains are left out: there are no single-task runs (source=SingleTask())."
-        )
-    else:
-        gains = [group.gain(evidence.single(group), measure.key) for group in drawn]
+    left = "Left: the mean over seeds, with a band of one standard error. A single run has no band: it shows no spread."
+    right = "Right: the last epoch. Gains are left out: there are no single-task runs (source=SingleTask())."
+    if singles:
+        gains = [group.gain(evidence.single(group), measure.key) for group in evidence.groups]
         pairings = " or ".join(dict.fromkeys(gain.pairing for gain in gains if gain is not None))
         paired = f", paired {pairings}" if pairings else ""
-        caption.append(f"Right: the last epoch's {measure.name} less that of single-task runs{paired}.")
+        right = f"Right: the last epoch's {measure.name} less that of single-task runs{paired}."
+    caption = [left, right]
     if not measure.is_of_test:
         caption.append(f"No run had a test_loader: {measure.name} says nothing about generalisation.")
     if missing:
@@ -83,7 +78,7 @@ def use(evidence: Evidence) -> Drawn | str:
     sizes = [sum(last[block.start : block.stop]) for block in map(hierarchy.block, range(len(hierarchy)))]
     share = [max(last[list(hierarchy.block(primary))]) / max(size, 1) for primary, size in enumerate(sizes)]
     shows_all = hierarchy.num_auxiliary <= ROWS
-    chosen = range(len(hierarchy)) if shows_all else chosen_classes(sizes, share)
+    chosen = dict.fromkeys(range(len(hierarchy)), "") if shows_all else chosen_classes(sizes, share)
     rows = rows_of(hierarchy, chosen, last, None if shows_all else MOST)
     seed = run.settings.get("seed")
     which = f"{short(group.title, 40)}{'' if seed is None else f', seed {seed}'}"
@@ -94,5 +89,5 @@ def use(evidence: Evidence) -> Drawn | str:
         "that have it as most probable label. One dark row in a block means collapse, unless labels are nearly uniform."
     ]
     if not shows_all:
-        caption.append(evidence.selection(chosen_classes(sizes, share), "most one-sided") + f" At most {MOST} a class.")
+        caption.append(f"{evidence.selection(chosen, 'most one-sided')} At most {MOST} a class.")
     return figure, f"Heat map of the use of sub-classes over the epochs. {which}: {used}.", " ".join(caption)

@@ -93,7 +93,7 @@ def _colorings(evidence: Evidence, samples: Samples) -> Iterator[Coloring]:
 
 
 def _used_rows(samples: Samples, most: int, total: int) -> dict[int, list[int]]:
-    """Sub-classes in use, the most used ones of a class, of the largest classes that have at most a total of them."""
+    """Sub-classes in use, at most ``most`` of a class, of the largest classes that have at most ``total`` together."""
     use, sizes = samples.use, samples.sizes
     rows, found = rows_of(samples.hierarchy, _chosen(samples, FEW), use, most), dict[int, list[int]]()
     for one in sorted(rows, key=lambda one: -sizes[one]):

@@ -23,9 +23,9 @@ from ..training import device_of, evaluation_mode, length, moved
 SIDE = 96
 """Pixels of a picture's longer side, at most."""
 OUTERMOST = (0.5, 99.5)
-"""Percentiles of the images' values that become black and white, as one odd pixel would darken all others."""
+"""Percentiles of the images' values that are shown as black and white: one extreme value would darken all others."""
 PASSED_ON = ("collate_fn", "num_workers", "timeout", "worker_init_fn", "multiprocessing_context")
-"""What a DataLoader needs to read its dataset."""
+"""Options that say how a DataLoader reads its dataset."""
 PIXELS = 100
 """Pixels looked at for each sample of dense labels, at most."""
 
@@ -73,7 +73,7 @@ class Samples:
 
     @property
     def kind(self) -> str:
-        """What to call them."""
+        """The noun for them in sentences."""
         return "pixels" if self.is_dense else "samples"
 
 
@@ -87,8 +87,8 @@ def gather(
 
     Args:
         maxl: The learner.
-        loader: Batches ``(x, y)`` or ``(x, y, human label)``; a third element of another kind is passed over.
-        max_samples: The most samples to take.
+        loader: Batches ``(x, y)`` or ``(x, y, human label)``; a third element of another kind is ignored.
+        max_samples: The most samples to look at.
         seed: Of the draw.
         to_images: As that of :func:`report`.
 
@@ -132,7 +132,7 @@ def gather(
 
 @contextlib.contextmanager
 def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
-    """Inside: evaluation mode, and random numbers from a seed. After it everything is as it was before."""
+    """Switches to evaluation mode and seeds random numbers; at the end everything is as it was before."""
     buffers, numbers = buffer_copies(maxl), RandomNumbers(cuda_devices(maxl), {"loader": loader})
     state = numbers.state()
     torch.default_generator.manual_seed(seed)
@@ -149,7 +149,7 @@ def _undisturbed(maxl: MAXL, loader: Any, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _entering_the_head(network: MultiTaskNetwork) -> Iterator[list[Tensor]]:
-    """A list with the input of the head in the last pass, or the output of a backbone without a head."""
+    """Yields a list that holds the input of the head in the last pass, or the output of a backbone without a head."""
     features: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _entering_the_head(network: MultiTaskNetwork) -> Iterator[list[Tensor]]:
 
 
 def _batches(loader: Iterable[Any], max_samples: int, draw: np.random.Generator) -> tuple[Iterable[Any], bool]:
-    """Batches drawn from all of the data, or the first ones if that would mean to read all; and whether it would."""
+    """Batches drawn from all of the data, and False; the loader's own and True if a draw would have to read it all."""
     if isinstance(loader, (list, tuple)):
         return _parts(loader, max_samples, draw), False
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -183,7 +183,7 @@ def _batches(loader: Iterable[Any], max_samples: int, draw: np.random.Generator)
 
 
 def _parts(batches: Sequence[Any], max_samples: int, draw: np.random.Generator) -> Iterator[Any]:
-    """Batches with a share of the samples of each, if they have more than so many samples together."""
+    """Batches with only those samples that a draw of ``max_samples`` from all of them has chosen."""
     labels = [batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None for batch in batches]
     sizes = [len(y) if isinstance(y, Tensor) and y.dim() else 1 for y in labels]
     starts = np.cumsum([0, *sizes])
@@ -195,12 +195,12 @@ def _parts(batches: Sequence[Any], max_samples: int, draw: np.random.Generator) 
 
 
 def _drawn(size: int, most: int, draw: np.random.Generator) -> Any:
-    """Draws so many of the integers below a size, or all if they are fewer, in order."""
+    """Draws ``most`` of the integers below ``size``, or all if they are fewer, and sorts them."""
     return np.sort(draw.choice(size, min(most, size), replace=False))
 
 
 def _rows(part: Any, chosen: Any, size: int) -> Any:
-    """The chosen samples of a batch, or of a part of it, that holds so many."""
+    """The chosen samples of a batch of ``size`` samples, or of one of its parts."""
     if isinstance(part, Tensor) and part.dim() and len(part) == size:
         return part[torch.from_numpy(chosen).to(part.device)]
     if isinstance(part, Mapping):
@@ -233,7 +233,7 @@ def _outputs(
 
 
 def _flat(features: Tensor, network: MultiTaskNetwork) -> Tensor:
-    """Features ``[N, D]``: a mean over positions for a layer that is applied to each of them."""
+    """Features as ``[N, D]``: their mean over positions if the head is applied to each position."""
     if network.is_dense:
         return features.flatten(2).mean(dim=2) if features.dim() > 2 else features
     is_layer = network.primary_head is None and isinstance(network.module.get_submodule(network.head), nn.Linear)
@@ -241,7 +241,7 @@ def _flat(features: Tensor, network: MultiTaskNetwork) -> Tensor:
 
 
 def _human(rest: list[Any], y: Tensor) -> Tensor:
-    """The human labels behind y in a batch; -1 if there is nothing, or something else."""
+    """The human labels of a batch; -1 if its third element is missing or is not of that kind."""
     labels: Any = rest[0] if rest else None
     fits = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == y.shape
     return labels.long() if fits else torch.full_like(y, -1)

@@ -39,7 +39,7 @@ Drawn = tuple[Any, str, str]
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-    """The look of all figures, in which they must be made and drawn; matplotlib's settings are restored after it."""
+    """Sets the look of figures, which must be made and drawn inside; restores matplotlib's settings at the end."""
     with matplotlib.style.context("default"), warnings.catch_warnings():
         matplotlib.rcParams.update(LOOK)
         # Names may be in a script that matplotlib's font lacks: the page has them in full.

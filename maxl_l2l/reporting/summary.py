@@ -123,17 +123,13 @@ def _compared(group: Group, single: Group | None, measure: Measure) -> tuple[str
 
 def _size(interval: tuple[float, float], measure: Measure) -> str:
     low, high = (measure.number(value, signed=True) for value in interval)
-    return f"95 % interval {low} to {high}, {'with' if _holds_zero(interval) else 'without'} 0"
-
-
-def _holds_zero(interval: tuple[float, float]) -> bool:
-    return interval[0] <= 0 <= interval[1]
+    return f"95 % interval {low} to {high}, {'with' if interval[0] <= 0 <= interval[1] else 'without'} 0"
 
 
 def _verdict(gain: Estimate | None, measure: Measure) -> tuple[str, str]:
     if gain is None or gain.interval is None:
         return UNKNOWN if gain is None else "Can't be told from one seed", "open"
-    if _holds_zero(gain.interval):
+    if gain.interval[0] <= 0 <= gain.interval[1]:
         return "Not beyond chance: 0 lies in the 95 % interval", "open"
     helped = gain.mean * measure.sign > 0
     if len(gain.values) < FEW:
@@ -160,7 +156,7 @@ def _meta_gradient(evidence: Evidence, measure: Measure) -> list[str]:
 
 
 def _confounded(group: Group, other: Group) -> str:
-    """A warning if two groups differ in their settings too."""
+    """A warning that names the settings in which two groups differ; empty if there are none."""
     names = differing([*group.runs, *other.runs])
     return f" Beware: their settings differ in {some(names)} too." if names else ""
 

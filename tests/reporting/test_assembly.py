@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import maxl_l2l
 from maxl_l2l import MAXL, AuxiliaryLabelGenerator, Hierarchy, History, SingleTask, fit, report
-from maxl_l2l.reporting import embedding as embedding_room
+from maxl_l2l.reporting import embedding as embedding_module
 from maxl_l2l.reporting.comparison import grouped
 from maxl_l2l.reporting.curves import label_curves, learning_curves, recorded
 from maxl_l2l.reporting.embedding import Coloring, embedded, embedding, obstacle
@@ -245,7 +245,7 @@ def test_pixels_have_neither_gallery_nor_embedding_but_a_matrix(tmp_path):
 
 
 def test_without_scikit_learn_the_page_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_room, "HAS_SKLEARN", False)
+    monkeypatch.setattr(embedding_module, "HAS_SKLEARN", False)
     maxl, _, loader = trained(epochs=1, metrics=False)
     assert "t-SNE needs scikit-learn, which is not installed. Install it with: pip install 'maxl_l2l[report]'" in (
         reasons(tmp_path, None, maxl, loader)
