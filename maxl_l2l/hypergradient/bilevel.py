@@ -69,14 +69,15 @@ class Experience:
 
     Attributes:
         fallbacks: Methods that do not work, each with the one to use instead.
-        plain_kernels: Whether :func:`forward_mode.plain_kernels` is needed; all passes use it, for equal dropout masks.
+        plain_kernels: Which passes of method ``"forward"`` need :func:`forward_mode.plain_kernels`: none if False,
+            ``"forward-mode"`` for that pass alone, True for all, so that they have the same dropout masks.
         repeats: Whether a second pass gives the same outputs; None if that is not known yet.
         compared: How often outputs have been compared.
         distance: The best distance for finite differences.
     """
 
     fallbacks: dict[str, str] = field(default_factory=dict)
-    plain_kernels: bool = False
+    plain_kernels: bool | str = False
     repeats: bool | None = None
     compared: int = 0
     distance: Distance = field(default_factory=Distance)

@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import FallBackWarning, RankError, UnsupportedOperatorError
@@ -47,18 +48,25 @@ def differentiate(
     state = RandomState(cuda_devices(bilevel.network))
     while True:
         method = experience.fallbacks.get(options.method, options.method)
-        kernels = plain_kernels() if experience.plain_kernels else contextlib.nullcontext()
+        needs_plain = method == "forward" and experience.plain_kernels is True
+        kernels = plain_kernels() if needs_plain else contextlib.nullcontext()
         try:
             with sdpa_kernel(SDPBackend.MATH), kernels:
                 return METHODS[method](Computation(bilevel, batch, meta_batch, inner, options))
         except (UnsupportedOperatorError, RuntimeError) as error:
-            if method == "forward" and isinstance(error, UnsupportedOperatorError) and not experience.plain_kernels:
-                experience.plain_kernels = True
+            if method == "forward" and isinstance(error, UnsupportedOperatorError) and not needs_plain:
+                is_enough = not experience.plain_kernels and not _has_recurrent_dropout(bilevel.network)
+                experience.plain_kernels = "forward-mode" if is_enough else True
             elif _falls_back(experience.fallbacks, options.method, method, error):
                 experience.plain_kernels = False  # they did not help
             else:
                 raise
         state.restore()
+
+
+def _has_recurrent_dropout(network: nn.Module) -> bool:
+    """Whether fused recurrent kernels may draw other dropout masks than plain ones."""
+    return any(isinstance(part, nn.RNNBase) and part.dropout > 0 for part in network.modules())
 
 
 def _falls_back(fallbacks: dict[str, str], asked: str, method: str, error: Exception) -> bool:

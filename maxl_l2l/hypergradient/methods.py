@@ -23,10 +23,11 @@ from ..errors import UnsupportedOperatorError
 from ..passes import clones, virtual_pass
 from .batch_passes import NetworkPass
 from .finite_difference import Line, Norm, output_difference
-from .forward_mode import output_tangent
+from .forward_mode import output_tangent, plain_kernels
 from .gradients import Computation
 from .micro_batches import num_samples
 from .results import Derivatives
+from .tape import Tape
 
 
 def _forward(run: Computation) -> Derivatives:
@@ -36,18 +37,24 @@ def _forward(run: Computation) -> Derivatives:
     grads = run.inner_gradient(with_tape=experience.repeats is True)
     meta_loss, direction = run.look_ahead(grads)
 
+    def tangent_of(one: NetworkPass, tape: Tape | None = None) -> tuple[Tensor, Tensor | None]:
+        with plain_kernels() if experience.plain_kernels else contextlib.nullcontext():
+            return output_tangent(run.bilevel.network, one.x, direction, one.start, one.rng, tape)
+
     def label_grad(one: NetworkPass) -> Tensor | None:
         if not direction:
             return None
-        network, where = run.bilevel.network, (one.x, direction, one.start, one.rng)
-        outputs, tangent = output_tangent(network, *where, one.tape)
+        outputs, tangent = tangent_of(one, one.tape)
         if experience.compared < 2:  # without a tape, and the first time with one
+            # All ranks must come to one conclusion, as it has them begin the step again.
+            if experience.plain_kernels == "forward-mode" and not _same(one.auxiliary, outputs, run.ranks.norm):
+                raise UnsupportedOperatorError("plain kernels give other outputs than the network's fused ones")
             experience.compared += 1
             experience.repeats = experience.repeats is not False and _repeats(one.auxiliary, outputs, run.norm)
         if one.tape is not None and not one.tape.is_used_up:  # the network makes other calls in this pass
             experience.repeats = False
         if one.tape is not None and not experience.repeats:
-            _, tangent = output_tangent(network, *where)
+            _, tangent = tangent_of(one)
         return None if tangent is None else one.label_grad(tangent)
 
     return run.derivatives(grads, map(label_grad, run.passes), meta_loss)
@@ -110,8 +117,7 @@ def _no_recomputation(network: nn.Module) -> Iterator[None]:
 
 def _repeats(expected: Tensor, found: Tensor, norm: Norm) -> bool:
     """Whether two passes from the same state give the same outputs; warns if not."""
-    tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
-    if not norm([found.detach() - expected]) > tolerance * norm([expected]):  # NaN raises an error of its own
+    if _same(expected, found, norm):
         return True
     warnings.warn(
         "`model` gave other outputs in a second pass with the same parameters, buffers and random numbers of "
@@ -121,6 +127,12 @@ def _repeats(expected: Tensor, found: Tensor, norm: Norm) -> bool:
         stacklevel=9,
     )
     return False
+
+
+def _same(expected: Tensor, found: Tensor, norm: Norm) -> bool:
+    """Whether outputs differ by rounding at most; true for NaN, which raises an error of its own."""
+    tolerance = max(torch.finfo(expected.dtype).eps, torch.finfo(found.dtype).eps) ** 0.5
+    return not norm([found.detach() - expected]) > tolerance * norm([expected])
 
 
 def _check_twice_differentiable(grads: Sequence[Tensor | None]) -> None:

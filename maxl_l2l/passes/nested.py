@@ -7,16 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def map_tensors(
-    function: Callable[[Tensor], Any], value: Any, others: Callable[[Any], Any] = lambda other: other
-) -> Any:
-    """Applies a function to each tensor in nested lists, tuples and mappings; a mapping becomes a dict.
-
-    Args:
-        function: From a tensor to what stands in its place.
-        value: A tensor, or lists, tuples, named tuples and mappings of such.
-        others: From anything else to what stands in its place; itself by default.
-    """
+def map_tensors(function: Callable[[Tensor], Any], value: Any, others: Callable[[Any], Any] = lambda x: x) -> Any:
+    """Applies a function to each tensor in nested data, and others to anything else; a mapping becomes a dict."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -38,13 +30,7 @@ def tensors_of(x: Any) -> list[Tensor]:
 
 
 def tensors_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yields each tensor in nested data with its path.
-
-    Args:
-        value: Tensors, modules, lists, tuples and mappings.
-        path: The path of value itself, which all paths begin with.
-        seen: The ids of what is skipped; what is found is added.
-    """
+    """Yields each tensor with its path, which begins with the given one; ids in seen are skipped, found ones added."""
     if not isinstance(value, (Tensor, nn.Module, list, tuple, Mapping)) or id(value) in seen:
         return
     seen.add(id(value))

@@ -1,11 +1,13 @@
 """Fall-backs: which method takes over where another has no derivative, once and with a warning."""
 
+import copy
+
 import pytest
 import torch
 from classifiers import PSI, hypergradient, relative
 from torch import nn
 
-from maxl_l2l import MAXL
+from maxl_l2l import MAXL, LabelGenerator
 
 
 class OnceDifferentiable(torch.autograd.Function):
@@ -97,3 +99,55 @@ def test_function_that_keeps_a_name_of_its_own_is_differentiated_twice():
     x, y = torch.randn(4, 8).double(), torch.tensor([0, 1, 1, 0])
     unrolled = hypergradient(maxl, x, y, method="unrolled")
     assert relative(hypergradient(maxl, x, y), unrolled) < 1e-10
+
+
+class Watched(nn.Module):
+    """A recurrent network that records in which of its passes fused kernels are allowed."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.body = nn.LSTM(4, 8, num_layers=2, dropout=dropout, batch_first=True)
+        self.head = nn.Linear(8, 2)
+        self.fused, self.shift = [], 0.0
+
+    def forward(self, x):
+        self.fused.append(torch.backends.mkldnn.enabled)
+        return self.head(self.body(x)[0][:, -1] + self.shift * (not self.fused[-1]))
+
+
+def watched_learner(dropout):
+    torch.manual_seed(1)
+    generator = LabelGenerator(nn.Sequential(nn.Flatten(), nn.Linear(20, 7)), PSI)
+    return MAXL(Watched(dropout), PSI, generator=generator), torch.randn(6, 5, 4), torch.arange(6) % 2
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, [True, True, False]), (0.5, [False, False, False])])
+def test_fused_recurrent_kernels_are_left_in_as_few_passes_as_dropout_masks_allow(dropout, expected):
+    maxl, x, y = watched_learner(dropout)
+    exact = MAXL(copy.deepcopy(maxl.module).double(), PSI, generator=copy.deepcopy(maxl.generator).double())
+    exact.network.load_state_dict(maxl.network.state_dict())
+    for _ in range(3):
+        maxl.module.fused.clear()
+        found = hypergradient(maxl, x, y)
+        if dropout == 0:  # masks of another dtype are others
+            assert relative(found.double(), hypergradient(exact, x.double(), y, method="unrolled")) < 1e-4
+    assert maxl.module.fused == expected
+
+
+def test_what_is_found_for_one_method_does_not_slow_another_down():
+    maxl, x, y = watched_learner(0.0)
+    optimizer = torch.optim.SGD(maxl.network.parameters(), lr=0.1)
+    maxl.step(x, y, optimizer, torch.optim.SGD(maxl.generator.parameters(), lr=0.1))
+    maxl.module.fused.clear()
+    maxl.hypergradient(x, y, method="finite-difference", epsilon=0.01)
+    maxl.network_step(x, y, optimizer)
+    assert len(maxl.module.fused) > 3
+    assert all(maxl.module.fused)
+
+
+def test_outputs_of_plain_kernels_that_differ_from_fused_ones_make_all_passes_plain():
+    maxl, x, y = watched_learner(0.0)
+    maxl.module.shift = 1.0
+    maxl.hypergradient(x, y)
+    assert maxl.experience.plain_kernels is True
+    assert maxl.experience.repeats is True
