@@ -97,7 +97,7 @@ def draw_growth(points: Sequence[dict[str, Any]], path: Path) -> None:
             top.plot(*_series(results, lambda r: median(r["seconds"]) if r["seconds"] else None), line, **style)
             bottom.plot(*_series(results, lambda r: r["peak_bytes"] and r["peak_bytes"] / MIB), line, **style)
         for axes in (top, bottom):
-            axes.margins(y=0.35)  # room for the legend
+            axes.margins(y=0.35)  # space for the legend
             axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
             if name == "sub_classes":
