@@ -186,10 +186,10 @@ def unwritten(path: Path, error: OSError, saved: str | None) -> OSError:
         saved: What this run has saved there before, in words; None for nothing.
     """
     if saved is not None:
-        kept = f"The former checkpoint, of {saved}, is intact: make room and go on with resume=True"
+        kept = f"The former checkpoint, of {saved}, is intact: free disk space and go on with resume=True"
     else:
         kept = "What was there before is intact" if path.exists() else "There is no checkpoint yet"
-        kept += ": make room or name another file, and begin again"
+        kept += ": free disk space or name another file, and begin again"
     message = (
         f"`checkpoint` must be a file that can be written, found that {path} can't: {error.strerror or error}. "
         f"{kept}; the learner holds what it has learned."

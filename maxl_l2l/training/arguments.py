@@ -34,6 +34,7 @@ COUNTS = {
 
 
 def check_learner_and_source(maxl: Any, source: Any, schedule: str) -> None:
+    """Raises TypeError or ValueError unless these are a learner, a source or None, and one of the schedules."""
     check_kind(maxl, AuxiliaryLabelGenerator, "maxl", "Wrap the model first: MAXL(model, psi).")
     check_choice(schedule, SCHEDULES, "schedule", "'batch' is the fused step, 'epoch' the paper's")
     if source is not None:
@@ -41,6 +42,7 @@ def check_learner_and_source(maxl: Any, source: Any, schedule: str) -> None:
 
 
 def check_counts(**counts: int) -> None:
+    """Raises unless each count, by the name of its argument, is an integer of at least 1."""
     for name, value in counts.items():
         check_count(value, name, COUNTS[name])
 
@@ -64,6 +66,7 @@ def checked_optimizers(
 
 
 def check_seed(seed: Any) -> None:
+    """Raises unless seed is None or an integer that torch can be seeded with."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
         raise TypeError(f"`seed` must be an integer, found {seed!r}. Train once for each of several seeds.")
     if seed is not None and not 0 <= int(seed) < 2**64:
@@ -71,6 +74,7 @@ def check_seed(seed: Any) -> None:
 
 
 def check_loaders(loader: Any, meta_loader: Any, test_loader: Any) -> None:
+    """Raises unless each can be iterated over and is not known to be empty; the last two may be None."""
     if isinstance(meta_loader, str) and meta_loader != NEXT:
         raise ValueError(
             f"`meta_loader` must yield batches (x, y) or be {NEXT!r}, found {meta_loader!r}. Pass a DataLoader."
@@ -83,6 +87,7 @@ def check_loaders(loader: Any, meta_loader: Any, test_loader: Any) -> None:
 def check_times(
     checkpoint: str | Path | None, resume: bool, checkpoint_minutes: float | None, time_limit: float | None
 ) -> None:
+    """Raises unless the file, the times and what they need fit together; see :func:`fit`."""
     check_flag(resume, "resume", "Name the file as checkpoint=.")
     if checkpoint is not None:
         _check_path(checkpoint)
@@ -109,6 +114,7 @@ def _check_path(checkpoint: Any) -> None:
 
 
 def checked_schedulers(schedulers: Any, *optimizers: Optimizer) -> list[LRScheduler]:
+    """Returns the schedulers as a list; raises unless each is of one of the optimizers and needs no metric."""
     if not isinstance(schedulers, Iterable) or isinstance(schedulers, (str, bytes)):
         raise TypeError(
             f"`schedulers` must be a list, found {type(schedulers).__name__}. Write schedulers=[scheduler]."

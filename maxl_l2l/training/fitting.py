@@ -159,6 +159,8 @@ def fit(
     check_times(checkpoint, resume, checkpoint_minutes, time_limit)
     wanted = progress_wanted(progress)
     optimizer, generator_optimizer = checked_optimizers(maxl, source, optimizer, generator_optimizer)
+    parts = micro_batches if micro_batches > 1 else None
+    options = {"micro_batches": parts, "max_grad_norm": max_grad_norm, "scaler": scaler}
     run = Run(
         maxl,
         loader,
@@ -170,7 +172,7 @@ def fit(
         source or GeneratedLabels(),
         schedule,
         meta_every,
-        _given(micro_batches=None if micro_batches == 1 else micro_batches, max_grad_norm=max_grad_norm, scaler=scaler),
+        {name: value for name, value in options.items() if value is not None},  # a source need not know the others
         None if checkpoint is None else Path(checkpoint).resolve(),
         History(),
         Clock(checkpoint_minutes, time_limit),
@@ -236,8 +238,3 @@ def _settings(run: Run, seed: int | None) -> dict[str, Any]:
         **learner_settings(run.maxl),
         "torch": str(torch.__version__),
     }
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options of a step that are not at their defaults, so that a source need not know the others."""
-    return {name: value for name, value in options.items() if value is not None}

@@ -175,15 +175,11 @@ class RunFile:
         found.values()
         if not 0 <= inside["stage"] < len(self.run.stages()) or type(inside["measured"]["steps"]) is not int:
             raise ValueError(f"stage {inside['stage']} after {inside['measured']['steps']} steps")
-        has_meta = self.stages_with_meta(inside["stage"])
+        loader = self.run.meta_loader
+        reads_meta = not (loader is None or isinstance(loader, str))
+        has_meta = reads_meta and inside["stage"] == len(self.run.stages()) - 1
         if has_meta != (inside["place"]["meta"] is not None):
             raise ValueError(f"a place {'without' if has_meta else 'in'} a meta_loader")
-
-    def stages_with_meta(self, stage: int) -> bool:
-        """Whether a stage goes through a meta_loader of its own."""
-        return stage == len(self.run.stages()) - 1 and not (
-            self.run.meta_loader is None or isinstance(self.run.meta_loader, str)
-        )
 
     def parts(self) -> Checkpoint:
         """All parts of the run that have a state."""

@@ -1481,8 +1481,8 @@ FIT = [
             lambda b: b.fit(checkpoint=b.folder / "file" / "run.pt"),
             FileExistsError,
             "[Errno 17] `checkpoint` must be a file that can be written, found that <folder>/file/run.pt can't: File "
-            "exists. There is no checkpoint yet: make room or name another file, and begin again; the learner holds "
-            "what it has learned.",
+            "exists. There is no checkpoint yet: free disk space or name another file, and begin again; the learner "
+            "holds what it has learned.",
             written("file", "a text"),
         ),
         (

@@ -610,8 +610,8 @@ MUTANTS = [
         "hypergradient/test_fallbacks.py",
         (
             "a method that falls back draws other random numbers",
-            "        state.restore()\n\n\ndef _falls",
-            "        pass\n\n\ndef _falls",
+            "        state.restore()\n\n\ndef _has",
+            "        pass\n\n\ndef _has",
         ),
     ),
     *_mutants(

@@ -169,7 +169,9 @@ maxl_l2l.checkpoints.atomic_files._Disk.write = write
     done = run(path, before)
     assert done.returncode == 1
     assert "`checkpoint` must be a file that can be written, found that " in done.stderr
-    assert "is intact: make room and go on with resume=True; the learner holds what it has learned." in done.stderr
+    assert (
+        "is intact: free disk space and go on with resume=True; the learner holds what it has learned." in done.stderr
+    )
     assert steps(path) - steps(f"{path}.previous") in (0, 1)
     assert not list(tmp_path.glob(".run.pt.*.part"))
 

@@ -518,7 +518,9 @@ def test_full_disk_names_checkpoint_cause_and_what_is_left_and_loses_nothing(wid
     path, maxl = tmp_path / "run.pt", learner(width)
     loader = DataLoader(data(), 8)
     message = r"`checkpoint` must be a file that can be written, found that .*run\.pt can't: No space left on device\. "
-    with pytest.raises(OSError, match=message + "There is no checkpoint yet: make room or name another file") as caught:
+    with pytest.raises(
+        OSError, match=message + "There is no checkpoint yet: free disk space or name another file"
+    ) as caught:
         fit(maxl, loader, 3, seed=0, progress=False, checkpoint=path)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.__cause__ is not None
@@ -527,7 +529,9 @@ def test_full_disk_names_checkpoint_cause_and_what_is_left_and_loses_nothing(wid
     whole, maxl = learner(width), learner(width)
     fit(whole, loader, 3, seed=0, progress=False)
     full_disk[0] = 1
-    message += "The former checkpoint, of epoch 1, is intact: make room and go on with resume=True; the learner holds"
+    message += (
+        "The former checkpoint, of epoch 1, is intact: free disk space and go on with resume=True; the learner holds"
+    )
     with pytest.raises(OSError, match=message):
         fit(maxl, loader, 3, seed=0, progress=False, checkpoint=path)
     assert visible(tmp_path) == ["run.pt"]
