@@ -159,8 +159,7 @@ def fit(
     check_times(checkpoint, resume, checkpoint_minutes, time_limit)
     wanted = progress_wanted(progress)
     optimizer, generator_optimizer = checked_optimizers(maxl, source, optimizer, generator_optimizer)
-    parts = micro_batches if micro_batches > 1 else None
-    options = {"micro_batches": parts, "max_grad_norm": max_grad_norm, "scaler": scaler}
+    given = {"micro_batches": micro_batches if micro_batches > 1 else None, "max_grad_norm": max_grad_norm}
     run = Run(
         maxl,
         loader,
@@ -172,7 +171,7 @@ def fit(
         source or GeneratedLabels(),
         schedule,
         meta_every,
-        {name: value for name, value in options.items() if value is not None},  # a source need not know the others
+        {name: value for name, value in {**given, "scaler": scaler}.items() if value is not None},  # defaults left out
         None if checkpoint is None else Path(checkpoint).resolve(),
         History(),
         Clock(checkpoint_minutes, time_limit),
